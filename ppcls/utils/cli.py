@@ -1,0 +1,72 @@
+"""What every tool shares: its options, its exit codes and its JSON result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ppcls.utils.errors import JobError, UserError
+from ppcls.utils.fileio import atomic_write
+
+EXIT_OK, EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_MISTAKE, f"error: {self.prog}: {message} (see {self.prog} -h)\n")
+
+
+def make_parser(description: str, example: str, *, config: bool = True) -> argparse.ArgumentParser:
+    """Return a parser with `--json` and `--debug`, and with `config` also `-c` and `-o`."""
+    parser = _Parser(
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if config:
+        parser.add_argument("-c", "--config", required=True, metavar="YAML", help="the recipe")
+        parser.add_argument(
+            "-o",
+            "--override",
+            action="extend",
+            nargs="+",
+            default=[],
+            metavar="KEY=VALUE",
+            help="change one value, e.g. Global.epochs=1; may be repeated",
+        )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result as JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], Mapping[str, Any] | None],
+    argv: list[str] | None = None,
+) -> int:
+    """Parse, run `command`, write its result to `--json`, and return the exit code.
+
+    0; 2 with one line for a user's mistake (UserError); 1 for a job that failed, with one line
+    for a JobError and a traceback for anything else; 130 when interrupted.
+    """
+    args = parser.parse_args(argv)
+    try:
+        result = command(args)
+        if args.json and result is not None:
+            text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+            atomic_write(args.json, lambda stream: stream.write(text.encode()))
+    except (UserError, JobError) as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_MISTAKE if isinstance(error, UserError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_OK

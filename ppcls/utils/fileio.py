@@ -1,0 +1,82 @@
+"""Files that must survive, and files that may be anything."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import stat
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from ppcls.utils.errors import JobError, UserError
+
+
+def atomic_write(path: str | Path, writer: Callable[[BinaryIO], None]) -> None:
+    """Let `writer` fill a temporary file beside `path`, flush it to disk, then rename it.
+
+    On any failure neither the temporary nor a half-written `path` is left; an older file of that
+    name stays as it was. Raises UserError when nothing can be created there, JobError when writing
+    fails midway (a full disk).
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: expected a file name, found a folder")
+    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        file = open(temporary, "xb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        with file:
+            writer(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise JobError(f"{path}: writing failed: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)  # still there only after a failure
+    _sync_folder(path.parent)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """`atomic_write` for UTF-8 text."""
+    atomic_write(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut, where the system has a way to say that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def map_file(path: str | Path, max_bytes: int | None = None) -> mmap.mmap | bytes:
+    """Return the content of a regular file, mapped into memory and not yet read.
+
+    Raises UserError when there is no such file, or it is a folder, a device, empty or too large.
+    """
+    try:
+        info = os.stat(path)  # before opening: opening a named pipe would wait for ever
+        if stat.S_ISDIR(info.st_mode):
+            raise UserError(f"{path}: expected a file, found a folder")
+        if not stat.S_ISREG(info.st_mode):
+            raise UserError(f"{path}: expected a regular file")
+        if info.st_size == 0:
+            raise UserError(f"{path}: the file is empty")
+        if max_bytes is not None and info.st_size > max_bytes:
+            raise UserError(f"{path}: expected at most {max_bytes:,} bytes, found {info.st_size:,}")
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read: {reason}") from error

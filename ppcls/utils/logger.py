@@ -1,0 +1,37 @@
+"""The project's logger: rank 0 speaks, on the screen and into the run's `train.log`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+LOGGER = logging.getLogger("ppcls")
+_FORMAT = "[%(asctime)s] ppcls %(levelname)s: %(message)s"
+_DATE = "%Y/%m/%d %H:%M:%S"
+
+
+def setup(rank: int = 0) -> logging.Logger:
+    """Print the log on standard output; ranks above 0 only warn. Calling it again is harmless."""
+    LOGGER.propagate = False
+    LOGGER.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    if not LOGGER.handlers:
+        LOGGER.addHandler(_formatted(logging.StreamHandler(sys.stdout)))
+    return LOGGER
+
+
+def add_file(path: Path) -> logging.Handler:
+    """Also append the log to `path`; the caller closes it with `remove`."""
+    handler = _formatted(logging.FileHandler(path, encoding="utf-8"))
+    LOGGER.addHandler(handler)
+    return handler
+
+
+def remove(handler: logging.Handler) -> None:
+    LOGGER.removeHandler(handler)
+    handler.close()
+
+
+def _formatted(handler: logging.Handler) -> logging.Handler:
+    handler.setFormatter(logging.Formatter(_FORMAT, _DATE))
+    return handler

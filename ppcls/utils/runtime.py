@@ -1,0 +1,88 @@
+"""Settings of the process that must be made before Paddle is imported."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import sys
+from pathlib import Path
+
+from ppcls.utils import distributed
+from ppcls.utils.errors import UserError
+
+THREADS_VARIABLE = "PPCLS_NUM_THREADS"
+_PADDLE_NOISE = (
+    "OMP_NUM_THREADS set to",
+    "speed will not be optimized if you use data parallel",
+    "fail if this PaddlePaddle binary is compiled with OpenBlas",
+    " OpenBlas does not support multi-threads",
+    "PLEASE USE OMP_NUM_THREADS WISELY",
+    "No ccache found",
+    "warnings.warn(warning_message)",
+)
+
+
+def import_paddle() -> str:
+    """Choose CPU threads and MKL's code path, import Paddle, and say what was chosen.
+
+    What the user set in the environment stays: `PPCLS_NUM_THREADS`, `OMP_NUM_THREADS`,
+    `MKL_DEBUG_CPU_TYPE`. Raises UserError when Paddle is not installed.
+    """
+    if "paddle" in sys.modules:
+        return f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')} (Paddle was loaded before)"
+    chosen = [_choose_threads(), _choose_mkl_path()]
+    # Pillow first: on Paddle 2.6 its zlib symbols clash with those of Paddle's own library.
+    importlib.import_module("PIL.Image")
+    noise = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(noise):
+            paddle = importlib.import_module("paddle")
+    except ModuleNotFoundError as error:
+        if error.name != "paddle":
+            raise
+        raise UserError(
+            "expected the package 'paddle', found none; install it with: pip install paddlepaddle "
+            "(CPU) or pip install paddlepaddle-gpu (GPU)"
+        ) from error
+    finally:
+        for line in noise.getvalue().splitlines():
+            if not any(known in line for known in _PADDLE_NOISE):
+                print(line, file=sys.stderr)
+    # Paddle's own handler allocates memory: a SIGTERM that arrives inside malloc hung the process.
+    paddle.disable_signal_handler()
+    return ", ".join(text for text in chosen if text)
+
+
+def _choose_threads() -> str:
+    """Set OMP_NUM_THREADS to this process's share of the cores. Paddle's own default is 1."""
+    wanted = os.environ.get(THREADS_VARIABLE)
+    current = os.environ.get("OMP_NUM_THREADS")
+    # The launcher's own import of Paddle leaves a 1 behind: under it, 1 means nobody chose.
+    is_chosen = current is not None and not (distributed.is_launched() and current == "1")
+    if wanted is None and is_chosen:
+        return f"OMP_NUM_THREADS={current} (as set)"
+    if wanted is not None and not (wanted.isdigit() and int(wanted) >= 1):
+        raise UserError(f"{THREADS_VARIABLE}: expected a whole number from 1, got {wanted!r}")
+    share = max(1, _usable_cores() // distributed.local_size())
+    os.environ["OMP_NUM_THREADS"] = wanted or str(share)
+    return f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} ({'as set' if wanted else 'chosen'})"
+
+
+def _choose_mkl_path() -> str:
+    """On AMD processors let the MKL inside Paddle use AVX2; by itself it takes its slowest path."""
+    if "MKL_DEBUG_CPU_TYPE" in os.environ:
+        return f"MKL_DEBUG_CPU_TYPE={os.environ['MKL_DEBUG_CPU_TYPE']} (as set)"
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    if "AuthenticAMD" not in text or " avx2" not in text:
+        return ""
+    os.environ["MKL_DEBUG_CPU_TYPE"] = "5"
+    return "MKL_DEBUG_CPU_TYPE=5 (chosen: AMD processor)"
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
