@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ppcls.utils.errors import JobError, UserError
+from ppcls.utils.fileio import atomic_write, atomic_write_text, map_file
+
+
+def test_writes_and_replaces(tmp_path):
+    path = tmp_path / "a.bin"
+    for content in (b"one", b"two"):
+        atomic_write(path, lambda file, content=content: file.write(content))
+        assert path.read_bytes() == content
+    atomic_write_text(path, "é")
+    assert path.read_bytes() == "é".encode()
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def writer(file):
+        file.write(b"half")
+        raise error("stop")
+
+    with pytest.raises(JobError if error is OSError else error):
+        atomic_write(path, writer)
+    assert os.listdir(tmp_path) == ["a.bin"]
+    assert path.read_bytes() == b"old"
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    with pytest.raises(UserError, match="expected a file name, found a folder"):
+        atomic_write(tmp_path, lambda file: None)
+    with pytest.raises(UserError, match="cannot be written: No such file"):
+        atomic_write(tmp_path / "no" / "a.bin", lambda file: None)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "empty").touch()
+    (tmp_path / "small").write_bytes(b"abc")
+    with pytest.raises(UserError, match="nothing: no such file"):
+        map_file(tmp_path / "nothing")
+    with pytest.raises(UserError, match="found a folder"):
+        map_file(tmp_path)
+    with pytest.raises(UserError, match="the file is empty"):
+        map_file(tmp_path / "empty")
+    with pytest.raises(UserError, match="cannot be read"):
+        map_file(str(tmp_path) + "/\0")
+    with pytest.raises(UserError, match="expected at most 2 bytes, found 3"):
+        map_file(tmp_path / "small", max_bytes=2)
+    assert map_file(tmp_path / "small")[:] == b"abc"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_named_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="expected a regular file"):
+        map_file(tmp_path / "pipe")
