@@ -1,0 +1,424 @@
+"""HarDNet, the Harmonic DenseNet, as a `paddle.nn.Layer`.
+
+Paper: P. Chao et al., "HarDNet: A Low Memory Traffic Network", ICCV 2019 (arXiv 1909.00948).
+Official implementation: PingoLH/Pytorch-HarDNet (MIT), file `hardnet.py`. The arithmetic of links
+and widths is in `hardnet_plan.py`.
+
+State-dict keys are a file format: they are the official ones with Paddle's suffixes
+(`base.4.conv.weight`, `base.4.norm._mean`), the same as in PaddleClas, so that released files load.
+That is why the network is one flat list called `base`; `stem`, `stages` and `head` name its parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import paddle
+from paddle import nn
+from paddle.nn import functional as F
+
+from ppcls.arch.backbone.hardnet_plan import (
+    VARIANTS,
+    BlockUnit,
+    ConvUnit,
+    DepthwiseUnit,
+    DropoutUnit,
+    FeatureInfo,
+    HarDNetSpec,
+    LayerPlan,
+    PoolUnit,
+    Unit,
+    block_layer_units,
+    feature_pyramid,
+    plan_block,
+    plan_units,
+    smallest_input,
+)
+from ppcls.arch.registry import ARCHITECTURES
+from ppcls.arch.weights import load_pretrained
+
+__all__ = [
+    "HarDBlock",
+    "HarDNet",
+    "HarDNet39_ds",
+    "HarDNet68",
+    "HarDNet68_ds",
+    "HarDNet85",
+    "plan_block",
+]
+
+_CHANNEL_AXIS = {"NCHW": 1, "NHWC": -1}
+
+
+class ConvBNReLU6(nn.Layer):
+    """Convolution without bias, batch norm, ReLU6."""
+
+    def __init__(self, unit: ConvUnit, data_format: str = "NCHW") -> None:
+        super().__init__()
+        self.conv = nn.Conv2D(
+            unit.in_channels,
+            unit.out_channels,
+            unit.kernel,
+            stride=unit.stride,
+            padding=unit.kernel // 2,
+            weight_attr=nn.initializer.XavierNormal(),
+            bias_attr=False,
+            data_format=data_format,
+        )
+        self.norm = _batch_norm(unit.out_channels, data_format)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return F.relu6(self.norm(self.conv(x)))
+
+
+class DepthwiseConvBN(nn.Layer):
+    """Depthwise 3x3 convolution without bias, batch norm, no activation."""
+
+    def __init__(self, unit: DepthwiseUnit, data_format: str = "NCHW") -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2D(
+            unit.channels,
+            unit.channels,
+            kernel_size=3,
+            stride=unit.stride,
+            padding=1,
+            groups=unit.channels,
+            # fan_out counts every output channel, as in the official code: depthwise kernels
+            # start far smaller than their own 9 inputs would ask for.
+            weight_attr=nn.initializer.XavierNormal(fan_in=9, fan_out=9 * unit.channels),
+            bias_attr=False,
+            data_format=data_format,
+        )
+        self.norm = _batch_norm(unit.channels, data_format)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.norm(self.dwconv(x))
+
+
+def _batch_norm(channels: int, data_format: str) -> nn.BatchNorm2D:
+    return nn.BatchNorm2D(channels, momentum=0.9, epsilon=1e-5, data_format=data_format)
+
+
+class HarDBlock(nn.Layer):
+    """A Harmonic Dense Block (paper section 3.1).
+
+    Layer n reads layers n - 2**p for every 2**p dividing n; the output concatenates the odd layers
+    and the last. With `recompute` the block keeps only its input for the backward pass and runs
+    again there: less memory, more time, the same gradients and the same running statistics.
+    """
+
+    def __init__(self, unit: BlockUnit, data_format: str = "NCHW", recompute: bool = False) -> None:
+        super().__init__()
+        self.plan = unit.plan
+        self.recompute = recompute
+        self._axis = _CHANNEL_AXIS[data_format]
+        self.layers = nn.LayerList(
+            [_block_layer(layer, unit.depthwise, data_format) for layer in unit.plan.layers]
+        )
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Map x [N, C, H, W] to [N, plan.out_channels, H, W] (channels last with NHWC)."""
+        if self.recompute and self.training and not x.stop_gradient:
+            return _recompute(self, x)
+        return self._run(x)
+
+    def _run(self, x: paddle.Tensor) -> paddle.Tensor:
+        outputs = [x]
+        for index, layer in enumerate(self.layers):
+            links = self.plan.layers[index].links
+            outputs.append(layer(self._concat([outputs[link] for link in links])))
+        return self._concat([outputs[number] for number in self.plan.outputs])
+
+    def _concat(self, tensors: list[paddle.Tensor]) -> paddle.Tensor:
+        return tensors[0] if len(tensors) == 1 else paddle.concat(tensors, axis=self._axis)
+
+
+class DepthwiseSeparable(nn.Layer):
+    """A block layer of the "ds" networks: pointwise with ReLU6, then depthwise without."""
+
+    def __init__(self, layer: LayerPlan, data_format: str = "NCHW") -> None:
+        super().__init__()
+        for name, unit in block_layer_units(layer, depthwise=True):
+            self.add_sublayer(name, _make_unit(unit, data_format))
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.layer2(self.layer1(x))
+
+
+def _block_layer(layer: LayerPlan, depthwise: bool, data_format: str) -> nn.Layer:
+    if depthwise:
+        return DepthwiseSeparable(layer, data_format)
+    ((_, unit),) = block_layer_units(layer, depthwise=False)
+    return ConvBNReLU6(unit, data_format)
+
+
+def _recompute(block: HarDBlock, x: paddle.Tensor) -> paddle.Tensor:
+    from paddle.distributed.fleet.utils import recompute  # slow to import, rarely wanted
+
+    calls = 0
+
+    def run(x: paddle.Tensor) -> paddle.Tensor:
+        nonlocal calls
+        calls += 1
+        # Batch norm must see the batch once: a second pass would update its statistics again.
+        with _frozen_statistics(block) if calls > 1 else contextlib.nullcontext():
+            return block._run(x)
+
+    return recompute(run, x, preserve_rng_state=False, use_reentrant=False)
+
+
+@contextlib.contextmanager
+def _frozen_statistics(layer: nn.Layer) -> Iterator[None]:
+    norms = [part for part in layer.sublayers() if hasattr(part, "_momentum")]
+    momenta = [norm._momentum for norm in norms]
+    for norm in norms:
+        norm._momentum = 1.0  # keep all of the old value
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm._momentum = momentum
+
+
+def _make_unit(unit: Unit, data_format: str, recompute: bool = False) -> nn.Layer:
+    if isinstance(unit, ConvUnit):
+        return ConvBNReLU6(unit, data_format)
+    if isinstance(unit, DepthwiseUnit):
+        return DepthwiseConvBN(unit, data_format)
+    if isinstance(unit, BlockUnit):
+        return HarDBlock(unit, data_format, recompute)
+    if isinstance(unit, PoolUnit):
+        return nn.MaxPool2D(unit.kernel, unit.stride, unit.padding, data_format=data_format)
+    assert isinstance(unit, DropoutUnit), unit
+    return nn.Dropout(unit.p)
+
+
+class HarDNet(nn.Layer):
+    """A HarDNet classifier or feature extractor.
+
+    Args:
+        spec: the numbers of the network, a row of `hardnet_plan.VARIANTS` or your own.
+        class_num: classes; 0 builds no classifier and returns pooled features.
+        in_channels: channels of the input image.
+        dropout: drop rate before the classifier; None takes the spec's.
+        data_format: layout the network computes in. With "NHWC" the input may still be
+            [N, C, H, W], as PaddleClas feeds every network, or [N, H, W, C].
+        recompute: trade time for memory in training (see `HarDBlock`).
+        features_only: return the feature maps of `out_indices` instead of classifying.
+        out_indices: which of the strides 4, 8, 16, 32, by position 0 to 3.
+
+    `feature_info` lists module, num_chs and reduction of each map (timm's words); `feat_channels`
+    and `feat_strides` hold the same as plain lists (PaddleSeg's). `num_features` is the width of
+    the last map.
+
+    Raises ValueError, with the argument's name, for a value out of range.
+    """
+
+    def __init__(
+        self,
+        spec: HarDNetSpec,
+        class_num: int = 1000,
+        *,
+        in_channels: int = 3,
+        dropout: float | None = None,
+        data_format: Literal["NCHW", "NHWC"] = "NCHW",
+        recompute: bool = False,
+        features_only: bool = False,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+    ) -> None:
+        super().__init__()
+        units = plan_units(spec, in_channels)
+        self.dropout = spec.dropout if dropout is None else dropout
+        _check_arguments(class_num, in_channels, self.dropout, data_format)
+        self.data_format = data_format
+        self.in_channels = in_channels
+        self.features_only = features_only
+        self.num_features = units[-1].out_channels
+        self.smallest_input = smallest_input(units)
+        self._pyramid = _select(feature_pyramid(units), out_indices)
+        self._stem_length = next(i for i, u in enumerate(units) if isinstance(u, BlockUnit))
+        self._body_length = len(units)
+        self.base = nn.LayerList([_make_unit(unit, data_format, recompute) for unit in units])
+        if not features_only:
+            self.base.append(self._make_head(class_num))
+
+    @property
+    def stem(self) -> list[nn.Layer]:
+        """The two stem convolutions and their downsampling."""
+        return list(self.base)[: self._stem_length]
+
+    @property
+    def stages(self) -> list[nn.Layer]:
+        """Blocks, transitions and downsampling, in order."""
+        return list(self.base)[self._stem_length : self._body_length]
+
+    @property
+    def head(self) -> nn.Layer:
+        """Pooling, flatten, dropout and classifier. A feature extractor has none: IndexError."""
+        return list(self.base)[self._body_length]
+
+    @property
+    def feature_info(self) -> list[dict[str, int | str]]:
+        return [
+            {"module": f"base.{f.unit}", "num_chs": f.channels, "reduction": f.stride}
+            for f in self._pyramid
+        ]
+
+    @property
+    def feat_channels(self) -> list[int]:
+        return [feature.channels for feature in self._pyramid]
+
+    @property
+    def feat_strides(self) -> list[int]:
+        return [feature.stride for feature in self._pyramid]
+
+    def reset_classifier(self, class_num: int) -> None:
+        """Put a new head for `class_num` classes in place (0: pooled features)."""
+        if self.features_only:
+            raise ValueError("class_num: a network built with features_only has no classifier")
+        self.base[self._body_length] = self._make_head(class_num)
+
+    def _make_head(self, class_num: int) -> nn.Sequential:
+        pool = nn.AdaptiveAvgPool2D(1, data_format=self.data_format)
+        if class_num == 0:
+            return nn.Sequential(pool, nn.Flatten())
+        return nn.Sequential(
+            pool, nn.Flatten(), nn.Dropout(self.dropout), _linear(self.num_features, class_num)
+        )
+
+    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Map images [N, C, H, W] to the last map [N, num_features, H/32, W/32], rounded up or
+        down as each unit does. With NHWC the map is [N, H/32, W/32, num_features].
+
+        Raises ValueError for an image with other channels or one that is too small.
+        """
+        x = self._prepare(x)
+        for layer in self.base[: self._body_length]:
+            x = layer(x)
+        return x
+
+    def forward_head(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Map the last map to logits [N, class_num], or pooled features [N, num_features]."""
+        return self.base[self._body_length](x)
+
+    def forward_intermediates(self, x: paddle.Tensor) -> list[paddle.Tensor]:
+        """Map images [N, C, H, W] to the maps `feature_info` lists, in the layout computed in."""
+        wanted = [feature.unit for feature in self._pyramid]
+        x = self._prepare(x)
+        maps = []
+        for index, layer in enumerate(self.base[: wanted[-1] + 1]):
+            x = layer(x)
+            if index in wanted:
+                maps.append(x)
+        return maps
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor | list[paddle.Tensor]:
+        """Map images [N, C, H, W], normalised, to logits [N, class_num] (raw, before softmax)."""
+        if self.features_only:
+            return self.forward_intermediates(x)
+        return self.forward_head(self.forward_features(x))
+
+    def _prepare(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Check the input, and bring it to the layout computed in."""
+        shape = x.shape
+        if len(shape) != 4:
+            raise ValueError(f"x: expected 4 dimensions (a batch of images), got {list(shape)}")
+        # In a static graph an unknown size is a tensor: only what is known is compared.
+        is_last = self.data_format == "NHWC" and not _is(shape[1], self.in_channels)
+        if paddle.in_dynamic_mode():
+            self._check_input(shape, is_last)
+        if self.data_format == "NHWC" and not is_last:
+            return paddle.transpose(x, [0, 2, 3, 1])
+        return x
+
+    def _check_input(self, shape: list[int], is_last: bool) -> None:
+        channels = shape[-1] if is_last else shape[1]
+        if channels != self.in_channels:
+            raise ValueError(f"x: expected {self.in_channels} channels, got shape {list(shape)}")
+        if min(shape[1:3] if is_last else shape[2:4]) < self.smallest_input:
+            raise ValueError(
+                f"x: expected images of at least {self.smallest_input} pixels a side, "
+                f"got shape {list(shape)}"
+            )
+
+
+def _is(size: object, number: int) -> bool:
+    return isinstance(size, int) and size == number
+
+
+def _check_arguments(class_num: int, in_channels: int, dropout: float, data_format: str) -> None:
+    if class_num < 0:
+        raise ValueError(f"class_num: expected 0 or more, got {class_num}")
+    if in_channels < 1:
+        raise ValueError(f"in_channels: expected 1 or more, got {in_channels}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: expected a number in [0, 1), got {dropout}")
+    if data_format not in _CHANNEL_AXIS:
+        raise ValueError(f"data_format: expected 'NCHW' or 'NHWC', got {data_format!r}")
+
+
+def _select(pyramid: list[FeatureInfo], indices: Sequence[int]) -> list[FeatureInfo]:
+    known = range(len(pyramid))
+    if not indices or [i for i in known if i in indices] != list(indices):
+        raise ValueError(
+            f"out_indices: expected ascending positions from 0 to {len(pyramid) - 1}, "
+            f"got {list(indices)}"
+        )
+    return [pyramid[index] for index in indices]
+
+
+def _linear(in_features: int, out_features: int) -> nn.Linear:
+    bound = 1 / math.sqrt(in_features)
+    return nn.Linear(
+        in_features,
+        out_features,
+        weight_attr=paddle.ParamAttr(initializer=nn.initializer.Uniform(-bound, bound)),
+        bias_attr=paddle.ParamAttr(initializer=nn.initializer.Constant(0.0)),
+    )
+
+
+def _entry_point(name: str) -> Callable[..., HarDNet]:
+    """Make and register the builder of one variant; all four take the same arguments."""
+    spec = VARIANTS[name]
+
+    def builder(
+        class_num: int = 1000,
+        pretrained: bool | str = False,
+        *,
+        in_channels: int = 3,
+        dropout: float | None = None,
+        data_format: Literal["NCHW", "NHWC"] = "NCHW",
+        recompute: bool = False,
+        features_only: bool = False,
+        out_indices: tuple[int, ...] = (0, 1, 2, 3),
+    ) -> HarDNet:
+        model = HarDNet(
+            spec,
+            class_num,
+            in_channels=in_channels,
+            dropout=dropout,
+            data_format=data_format,
+            recompute=recompute,
+            features_only=features_only,
+            out_indices=out_indices,
+        )
+        if pretrained:
+            load_pretrained(model, name, pretrained)
+        return model
+
+    builder.__name__ = builder.__qualname__ = name
+    builder.__doc__ = f"""{name} (paper table 2; official `hardnet.py`).
+
+    `pretrained` takes False, True (the published ImageNet weights) or the path of a weight file.
+    The other arguments are those of `HarDNet`, which it returns.
+    """
+    return ARCHITECTURES.register(name)(builder)
+
+
+HarDNet39_ds = _entry_point("HarDNet39_ds")
+HarDNet68_ds = _entry_point("HarDNet68_ds")
+HarDNet68 = _entry_point("HarDNet68")
+HarDNet85 = _entry_point("HarDNet85")

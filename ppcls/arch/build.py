@@ -1,0 +1,56 @@
+"""Networks by name."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from paddle import nn
+
+from ppcls.arch import zoo
+from ppcls.arch.backbone import hardnet  # noqa: F401  registers the family
+from ppcls.arch.registry import ARCHITECTURES, canonical_name, unknown_architecture
+from ppcls.utils import schema
+from ppcls.utils.errors import ConfigError
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names of this project's networks that match a shell pattern, in any case."""
+    return [n for n in ARCHITECTURES.names() if fnmatch.fnmatch(n.lower(), pattern.lower())]
+
+
+def find_builder(name: str, where: str = "Arch.name") -> Callable[..., nn.Layer]:
+    """Return the builder called `name`: ours in any spelling, else PaddleClas's if installed.
+
+    Raises ConfigError with the closest names when nobody knows it.
+    """
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: expected the name of an architecture, got {name!r}")
+    own = canonical_name(name)
+    if own:
+        return ARCHITECTURES.get(own)
+    known = zoo.builders() if zoo.is_installed() else {}
+    if name in known:
+        return known[name]
+    raise unknown_architecture(name, [*ARCHITECTURES, *known], where)
+
+
+def create_model(name: str, **kwargs: Any) -> nn.Layer:
+    """Build the network called `name`, e.g. `create_model("HarDNet68", class_num=10)`."""
+    return schema.build(find_builder(name, "create_model"), kwargs, "create_model")
+
+
+def build_model(config: Mapping[str, Any]) -> nn.Layer:
+    """Build the network of a configuration `{"Arch": {"name": ..., "class_num": ...}, ...}`.
+
+    Keys of `Arch` are the builder's arguments; `use_sync_bn: True` converts batch norm to
+    synchronised batch norm. Raises ConfigError for an unknown name, key or value.
+    """
+    section = config.get("Arch")
+    if not isinstance(section, Mapping) or "name" not in section:
+        raise ConfigError(f"Arch: expected a mapping with a 'name', got {section!r}")
+    params = {k: v for k, v in section.items() if k not in ("name", "use_sync_bn")}
+    use_sync_bn = schema.coerce(section.get("use_sync_bn", False), bool, "Arch.use_sync_bn")
+    model = schema.build(find_builder(section["name"]), params, "Arch")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if use_sync_bn else model

@@ -1,0 +1,61 @@
+"""The one module that knows PaddleClas's wheel (`paddleclas`, an optional extra).
+
+The wheel is imported on first use: that takes seconds and sets up a logger of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+from ppcls.arch.registry import ARCHITECTURES
+from ppcls.utils.errors import UserError
+
+_BACKBONES = "paddleclas.ppcls.arch.backbone."
+_FAMILIES = ("legendary_models.", "model_zoo.", "variant_models.")
+
+
+def is_installed() -> bool:
+    return importlib.util.find_spec("paddleclas") is not None
+
+
+def _wheel() -> ModuleType:
+    """Import and return `paddleclas.ppcls.arch`. Raises UserError when the extra is missing."""
+    if not is_installed():
+        raise UserError(
+            "PaddleClas's zoo: expected the package 'paddleclas', found none; "
+            "install it with: pip install 'hardnet-paddle[zoo]' (Python < 3.12)"
+        )
+    return importlib.import_module("paddleclas.ppcls.arch")
+
+
+@functools.cache
+def builders() -> dict[str, Callable]:
+    """Return name -> builder of every public architecture of the zoo, our own names left out."""
+    wheel = _wheel()
+    own = {name.lower() for name in ARCHITECTURES}
+    names = set()
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith(tuple(_BACKBONES + family for family in _FAMILIES)):
+            names.update(getattr(module, "__all__", ()))
+    return {
+        name: getattr(wheel, name)
+        for name in sorted(names)
+        if name.lower() not in own and callable(getattr(wheel, name, None))
+    }
+
+
+def register() -> None:
+    """Put this project's architectures into PaddleClas, in place of its own of the same name.
+
+    `paddleclas.ppcls.arch.build_model({"Arch": {"name": "HarDNet68"}, "Global": {...}})` then
+    returns our class. Calling it again changes nothing. Raises UserError without `paddleclas`.
+    """
+    wheel = _wheel()
+    for name in ARCHITECTURES:
+        for module in (wheel, wheel.backbone):
+            setattr(module, name, ARCHITECTURES.get(name))
