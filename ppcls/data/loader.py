@@ -1,0 +1,299 @@
+"""From a `DataLoader.Train` or `DataLoader.Eval` section to batches.
+
+Workers get sample keys and return whole batches. A sample that fails is returned as a value, not
+raised: Paddle turns a worker's exception into a traceback, and without workers into a hang.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+import paddle
+from paddle.io import DataLoader
+
+from ppcls.data.datasets import DATASETS, ClassificationDataset, Sample
+from ppcls.data.sampler import EvalSampler, GlobalBatchSampler, SampleKey
+from ppcls.utils.errors import ConfigError, DataError, JobError
+from ppcls.utils.schema import build_named, parse_dataclass
+
+_logger = logging.getLogger("ppcls")
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How samples are computed; none of it changes them."""
+
+    num_workers: int = 4  # processes; 0 computes in a thread of the main process
+    use_shared_memory: bool = True  # workers hand batches over through /dev/shm
+    prefetch_factor: int = 2  # batches prepared ahead per worker
+    timeout: int = 0  # seconds between looks at the workers' health; 0 leaves Paddle's own
+
+    def __post_init__(self) -> None:
+        _at_least(0, num_workers=self.num_workers, timeout=self.timeout)
+        _at_least(1, prefetch_factor=self.prefetch_factor)
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How samples are grouped. Both names mean the same here: batches shared by all processes."""
+
+    batch_size: int  # samples per process and step
+    name: Literal["DistributedBatchSampler", "BatchSampler"] = "DistributedBatchSampler"
+    drop_last: bool = False
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(1, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class DataLoaderConfig:
+    """A `DataLoader.Train` or `DataLoader.Eval` section."""
+
+    dataset: dict
+    sampler: SamplerConfig
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+
+def _at_least(low: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < low:
+            raise ValueError(f"{name}: expected a number >= {low}, got {value!r}")
+
+
+class Batch(NamedTuple):
+    """`n` samples; `n` is below the sampler's plan when samples were skipped, and may be 0.
+
+    images: [n, C, H, W] float32; H and W are 0 when n is.
+    labels: [n] int64.
+    indices: [n] int64 places in the data set, on the host.
+    """
+
+    images: paddle.Tensor
+    labels: paddle.Tensor
+    indices: np.ndarray
+
+
+def build_dataset(
+    section: Mapping, where: str, *, seed: int = 0, class_num: int | None = None
+) -> ClassificationDataset:
+    """Build a `dataset` section (`name` and its parameters); `class_num` bounds the labels."""
+    if isinstance(section, Mapping) and "batch_transform_ops" in section:
+        if section["batch_transform_ops"]:
+            raise ConfigError(
+                f"{where}.batch_transform_ops: batch transforms (mixup, cutmix...) are not "
+                f"supported yet; remove the key, got {section['batch_transform_ops']!r}"
+            )
+        section = {key: item for key, item in section.items() if key != "batch_transform_ops"}
+    return build_named(DATASETS, section, where, seed=seed, class_num=class_num, config_path=where)
+
+
+def build_train_loader(
+    config: Mapping | DataLoaderConfig,
+    where: str,
+    *,
+    seed: int = 0,
+    class_num: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Build the loader of a training section; call `loader.sampler.set_epoch` before an epoch."""
+    config = _parse(config, where)
+    dataset = build_dataset(config.dataset, f"{where}.dataset", seed=seed, class_num=class_num)
+    sampler = GlobalBatchSampler(
+        len(dataset),
+        config.sampler.batch_size,
+        shuffle=config.sampler.shuffle,
+        drop_last=config.sampler.drop_last,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    if len(sampler) == 0:
+        raise ConfigError(
+            f"{where}.sampler.batch_size: expected at most {len(dataset) // world_size} "
+            f"({len(dataset)} samples on {world_size} process(es), drop_last on), "
+            f"got {config.sampler.batch_size}"
+        )
+    return Loader(dataset, sampler, config.loader)
+
+
+def build_eval_loader(
+    config: Mapping | DataLoaderConfig,
+    where: str,
+    *,
+    seed: int = 0,
+    class_num: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Build the loader of an evaluation section: each sample once over all processes, in order."""
+    config = _parse(config, where)
+    for name in ("drop_last", "shuffle"):
+        if getattr(config.sampler, name):
+            raise ConfigError(
+                f"{where}.sampler.{name}: expected false in evaluation, where every image counts "
+                "once, got True"
+            )
+    dataset = build_dataset(config.dataset, f"{where}.dataset", seed=seed, class_num=class_num)
+    sampler = EvalSampler(len(dataset), config.sampler.batch_size, rank, world_size)
+    return Loader(dataset, sampler, config.loader)
+
+
+def _parse(config: Mapping | DataLoaderConfig, where: str) -> DataLoaderConfig:
+    if isinstance(config, DataLoaderConfig):
+        return config
+    return parse_dataclass(DataLoaderConfig, config, where)
+
+
+class Loader:
+    """Batches of `dataset` in the order of `sampler`.
+
+    Attributes:
+        skipped: samples left out so far in this iteration. Each is named once in the log.
+    """
+
+    def __init__(
+        self,
+        dataset: ClassificationDataset,
+        sampler: GlobalBatchSampler | EvalSampler,
+        config: LoaderConfig,
+    ) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self.skipped = 0
+        self._named: set[int] = set()
+        self._loader = DataLoader(
+            _Outcomes(dataset),
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=config.num_workers,
+            use_shared_memory=config.use_shared_memory,
+            prefetch_factor=config.prefetch_factor,
+            timeout=config.timeout,
+            worker_init_fn=_start_worker,
+        )
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches.
+
+        Raises:
+            DataError: a sample that cannot be used, or images of different sizes in one batch.
+            JobError: a worker process that died.
+        """
+        self.skipped = 0
+        planned = self.sampler.remaining
+        if planned == 0:
+            return
+        batches = iter(self._loader)
+        for number in range(planned):
+            try:
+                fields = next(batches)
+            except (StopIteration, SystemError, RuntimeError, OSError) as error:
+                raise JobError(
+                    f"data loading stopped after {number} of {planned} batches: a worker process "
+                    "died, often for lack of memory or of space in /dev/shm"
+                ) from error
+            yield self._to_batch(fields)
+        next(batches, None)  # lets Paddle end its workers
+
+    def _to_batch(self, fields: dict[str, Any]) -> Batch:
+        if fields["bug"]:
+            raise RuntimeError(f"a transform, data set or batch failed:\n{fields['bug']}")
+        if fields["error"]:
+            raise DataError(fields["error"])
+        for index, message in zip(fields["skipped"], fields["messages"], strict=True):
+            self.skipped += 1
+            if index not in self._named:
+                self._named.add(index)
+                _logger.warning("skipped %s", message)
+        indices = np.array(fields["indices"], dtype=np.int64)
+        if not len(indices):
+            images, labels = np.zeros((0, 3, 0, 0), np.float32), np.zeros(0, np.int64)
+            return Batch(paddle.to_tensor(images), paddle.to_tensor(labels), indices)
+        return Batch(fields["images"], fields["labels"], indices)
+
+
+class _Failure(NamedTuple):
+    """A sample that gave no image, and why."""
+
+    index: int
+    message: str
+    is_skipped: bool = False
+    is_bug: bool = False
+
+
+class _Outcomes:
+    """The data set as workers see it: every key gives a Sample or a _Failure."""
+
+    def __init__(self, dataset: ClassificationDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: SampleKey) -> tuple[Sample | _Failure, str]:
+        try:
+            return self.dataset.load(key), self.dataset.describe(key.index)
+        except DataError as error:
+            skipped = self.dataset.on_error == "skip"
+            return _Failure(key.index, str(error), is_skipped=skipped), ""
+        except Exception:  # a bug in a transform: carried to the main process and raised there
+            return _Failure(key.index, traceback.format_exc(), is_bug=True), ""
+
+
+def collate(outcomes: list[tuple[Sample | _Failure, str]]) -> dict[str, Any]:
+    """Stack samples into one batch; failures travel beside them as text.
+
+    Arrays in the result become tensors on the way to the main process. Paddle hands over no empty
+    ones, so a batch without images carries a placeholder.
+    """
+    try:
+        return _collate(outcomes)
+    except Exception:  # too little memory for the batch, say; raised here, Paddle would hang
+        return _collate([(_Failure(-1, traceback.format_exc(), is_bug=True), "")])
+
+
+def _collate(outcomes: list[tuple[Sample | _Failure, str]]) -> dict[str, Any]:
+    samples = [(item, name) for item, name in outcomes if isinstance(item, Sample)]
+    failures = [item for item, _ in outcomes if isinstance(item, _Failure)]
+    error = next((f.message for f in failures if not f.is_skipped and not f.is_bug), "")
+    error = error or _size_error(samples)
+    usable = [] if error else [item for item, _ in samples]
+    skipped = [item for item in failures if item.is_skipped]
+    return {
+        "images": np.stack([s.image for s in usable]) if usable else np.zeros(1, np.float32),
+        "labels": np.array([s.label for s in usable] or [0], dtype=np.int64),
+        "indices": [int(s.index) for s in usable],
+        "skipped": [item.index for item in skipped],
+        "messages": [item.message for item in skipped],
+        "error": error,
+        "bug": next((item.message for item in failures if item.is_bug), ""),
+    }
+
+
+def _size_error(samples: list[tuple[Sample, str]]) -> str:
+    """Say which two images of a batch differ in size, or "" when none do."""
+    for sample, name in samples[1:]:
+        first, first_name = samples[0]
+        if sample.image.shape != first.image.shape:
+            wanted, found = ("x".join(map(str, s.image.shape)) for s in (first, sample))
+            return (
+                f"{name}: expected an image of {wanted} like {first_name} of the same batch, "
+                f"got {found}; add a crop or a fixed size to transform_ops"
+            )
+    return ""
+
+
+def _start_worker(worker_id: int) -> None:
+    # One thread per worker: OpenCV would start one per core in each of them.
+    cv2.setNumThreads(0)
