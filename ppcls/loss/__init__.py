@@ -1,0 +1,6 @@
+"""Losses: from the `Loss` section of a config to one number per batch."""
+
+from ppcls.loss.celoss import CELoss
+from ppcls.loss.combined import LOSSES, CombinedLoss, build_loss
+
+__all__ = ["LOSSES", "CELoss", "CombinedLoss", "build_loss"]

@@ -1,0 +1,52 @@
+"""Top-k accuracy, counted on the device."""
+
+from __future__ import annotations
+
+import paddle
+from paddle import Tensor
+
+from ppcls.metric.group import METRICS
+
+
+@METRICS.register()
+class TopkAcc:
+    """How often the right class is among the k highest logits, as `top1`, `top5`...
+
+    Equal logits count the lower class number first, on every device and version. A logit that is
+    not a number is never right.
+
+    topk: one k or several. class_num: the model's classes, when known; no k may exceed it.
+    Raises ValueError for a k below 1, above class_num or given twice.
+    """
+
+    def __init__(self, topk: int | tuple[int, ...] = (1, 5), class_num: int | None = None) -> None:
+        self.topk = (topk,) if isinstance(topk, int) else tuple(topk)
+        if not self.topk or min(self.topk) < 1 or len(set(self.topk)) < len(self.topk):
+            raise ValueError(f"topk: expected different integers >= 1, got {list(self.topk)}")
+        if class_num is not None and max(self.topk) > class_num:
+            raise ValueError(
+                f"topk: expected every k <= {class_num} (Arch.class_num), got {max(self.topk)}"
+            )
+        self.names = [f"top{k}" for k in self.topk]
+
+    @paddle.no_grad()
+    def sums(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Return per name the number of correct samples: int64 scalars, not synchronised.
+
+        logits: [N, C] floating. label: [N] or [N, 1] integer class numbers, or [N, C] floating
+        probabilities (from Mixup and the like), of which the largest counts.
+        """
+        rank = _rank(logits, label)
+        return {f"top{k}": (rank < k).astype("int64").sum() for k in self.topk}
+
+
+def _rank(logits: Tensor, label: Tensor) -> Tensor:
+    """Return how many classes come before the right one: [N] int64, C when its logit is NaN."""
+    logits = logits.astype("float32")  # exact from float16 and bfloat16, so that ties stay ties
+    classes = logits.shape[-1]
+    label = label.argmax(axis=-1) if label.is_floating_point() else label.astype("int64")
+    label = label.reshape([-1, 1])
+    right = paddle.take_along_axis(logits, label, axis=1)
+    before = (logits > right) | ((logits == right) & (paddle.arange(classes) < label))
+    rank = before.astype("int64").sum(axis=1)
+    return paddle.where(right.isnan().squeeze(1), paddle.full_like(rank, classes), rank)
