@@ -1,0 +1,230 @@
+"""From a typed recipe to built objects, in the order in which a user's mistakes are cheapest."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import paddle
+from paddle import nn
+
+from ppcls.arch import build_model
+from ppcls.arch.registry import canonical_name
+from ppcls.arch.weights import load_state, weights_file
+from ppcls.data.loader import DataLoaderConfig, build_eval_loader, build_train_loader
+from ppcls.engine import parallel
+from ppcls.engine.checkpoint import Checkpointer, Progress
+from ppcls.engine.config import Recipe, load_recipe
+from ppcls.engine.evaluator import EvalResult, Evaluator
+from ppcls.engine.logbook import Logbook, format_values
+from ppcls.engine.precision import Precision
+from ppcls.engine.trainer import Trainer
+from ppcls.loss import build_loss
+from ppcls.metric import build_metric
+from ppcls.optimizer import build_optimizer, build_schedule
+from ppcls.utils import distributed, seeding
+from ppcls.utils import logger as log
+from ppcls.utils.errors import ConfigError, UserError
+from ppcls.utils.fileio import atomic_write_text
+from ppcls.utils.pdparams import load_paddle_state_dict
+
+logger = logging.getLogger("ppcls")
+
+_INITIAL_WEIGHTS_STREAM = 3  # keeps the seed of initial weights apart from the data pipeline's
+
+
+@dataclass(frozen=True)
+class Session:
+    """A recipe, and the device it runs on."""
+
+    recipe: Recipe
+    device: str
+
+    @property
+    def folder(self) -> Path:
+        """Where a run writes: OUTPUT_DIR/ARCH."""
+        name = str(self.recipe.Arch["name"])
+        return Path(self.recipe.Global.output_dir) / (canonical_name(name) or name)
+
+
+def open_session(path: str, overrides: Sequence[str], runtime_note: str) -> Session:
+    """Read a recipe, choose the device, join the other processes, and say all of it in the log."""
+    log.setup(distributed.rank())
+    recipe, translation = load_recipe(path, overrides, distributed.world_size())
+    if translation:
+        logger.info("%s is of the release/2.0 schema; translated:", path)
+    for line in translation:
+        logger.info("  %s", line)
+    if not isinstance(recipe.Arch.get("name"), str):
+        raise ConfigError(f"Arch.name: expected an architecture, got {recipe.Arch.get('name')!r}")
+    device = parallel.select_device(recipe.Global.device)
+    parallel.start()
+    logger.info(
+        "paddle %s on %s, process %d of %d, %s",
+        paddle.__version__,
+        device,
+        distributed.rank(),
+        distributed.world_size(),
+        runtime_note,
+    )
+    return Session(recipe, device)
+
+
+def build_network(session: Session, *, new_head: bool = False) -> nn.Layer:
+    """Build the network and load `Global.pretrained_model` into it, if there is one.
+
+    With `new_head` weights of another class count are welcome: the classifier starts anew.
+    """
+    recipe = session.recipe
+    paddle.seed(seeding.derive(recipe.Global.seed, _INITIAL_WEIGHTS_STREAM))
+    model = build_model({"Arch": recipe.Arch})
+    if recipe.Global.pretrained_model:
+        path = weights_file(recipe.Global.pretrained_model)
+        kept = load_state(model, load_paddle_state_dict(path), str(path), new_head=new_head)
+        logger.info("weights: %s", path)
+        if kept:
+            logger.info("new classifier, other class count: %s start anew", ", ".join(kept))
+    return model
+
+
+def to_static(session: Session, model: nn.Layer) -> nn.Layer:
+    """Compile the network when `Global.to_static` says so."""
+    config = session.recipe.Global
+    if not config.to_static:
+        return model
+    spec = [paddle.static.InputSpec([None, *config.image_shape], "float32")]
+    return paddle.jit.to_static(model, input_spec=spec, full_graph=True)
+
+
+def build_evaluator(session: Session, precision: Precision) -> Evaluator:
+    """Build evaluation on `DataLoader.Eval` with `Loss.Eval` and `Metric.Eval`."""
+    recipe = session.recipe
+    loader = build_eval_loader(
+        _section(recipe.DataLoader.Eval, "DataLoader.Eval"),
+        "DataLoader.Eval",
+        seed=recipe.Global.seed,
+        class_num=recipe.class_num,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    loss = build_loss(recipe.Loss.Eval or [{"CELoss": {}}], "Loss.Eval")
+    metric = build_metric(recipe.Metric.Eval, "Metric.Eval", recipe.class_num)
+    return Evaluator(loader, loss, metric, precision, recipe.Global.print_batch_step)
+
+
+def build_trainer(session: Session) -> Trainer:
+    """Build everything a training run needs, and its folder last.
+
+    Weights come from `Global.checkpoints` (a whole run's state), else `Global.pretrained_model`,
+    else the initialisation.
+    """
+    recipe = session.recipe
+    check_writable(session.folder)
+    precision = Precision(recipe.AMP, session.device)
+    loss = build_loss(recipe.Loss.Train, "Loss.Train")
+    metric = build_metric(recipe.Metric.Train, "Metric.Train", recipe.class_num)
+    evaluator = build_evaluator(session, precision) if recipe.Global.eval_during_train else None
+    loader = build_train_loader(
+        _section(recipe.DataLoader.Train, "DataLoader.Train"),
+        "DataLoader.Train",
+        seed=recipe.Global.seed,
+        class_num=recipe.class_num,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    model = build_network(session, new_head=True)
+    if "lr" not in recipe.Optimizer:
+        raise ConfigError("Optimizer.lr: expected a learning-rate schedule, found none")
+    schedule = build_schedule(
+        recipe.Optimizer["lr"],
+        "Optimizer.lr",
+        epochs=recipe.Global.epochs,
+        steps_per_epoch=-(-len(loader.sampler) // recipe.Global.update_freq),
+    )
+    optimizer = build_optimizer(recipe.Optimizer, "Optimizer", schedule=schedule, model=model)
+    precision.prepare(model, optimizer)
+    checkpointer = Checkpointer(session.folder, model, optimizer, precision, recipe.to_mapping())
+    resumed = recipe.Global.checkpoints
+    progress = checkpointer.load(resumed) if resumed else Progress()
+    if resumed:
+        logger.info("going on after epoch %d of %s", progress.epoch, resumed)
+    logbook = _open_folder(session, append=bool(resumed))
+    return Trainer(
+        recipe.Global,
+        model=to_static(session, model),
+        loader=loader,
+        loss=loss,
+        metric=metric,
+        optimizer=optimizer,
+        schedule=schedule,
+        precision=precision,
+        checkpointer=checkpointer,
+        logbook=logbook,
+        evaluator=evaluator,
+        progress=progress,
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError when `folder` cannot be made or written, without making it."""
+    existing = next((p for p in (folder, *folder.absolute().parents) if p.exists()), folder)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            f"Global.output_dir: expected a folder that can be written, but {existing} "
+            f"{'cannot be' if existing.is_dir() else 'is not a folder'}"
+        )
+
+
+def _open_folder(session: Session, *, append: bool) -> Logbook:
+    folder = session.folder
+    if distributed.rank() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            log.add_file(folder / "train.log")
+        except OSError as error:
+            raise UserError(
+                f"Global.output_dir: expected a folder that can be written, "
+                f"but {folder}: {error.strerror}"
+            ) from error
+        atomic_write_text(folder / "config.yaml", session.recipe.to_yaml())
+        logger.info("the run's folder: %s", folder)
+    use_visualdl = session.recipe.Global.use_visualdl
+    return Logbook(folder, append=append, use_visualdl=use_visualdl)
+
+
+def _section(config: DataLoaderConfig | None, where: str) -> DataLoaderConfig:
+    if config is None:
+        raise ConfigError(f"{where}: expected a section with dataset and sampler, found none")
+    return config
+
+
+def evaluate(session: Session) -> EvalResult:
+    """Evaluate `Global.pretrained_model` on `DataLoader.Eval`, and log the result.
+
+    Raises UserError when no weights are named: an untrained network has nothing to measure.
+    """
+    recipe = session.recipe
+    require_weights(session)
+    precision = Precision(recipe.AMP, session.device)
+    evaluator = build_evaluator(session, precision)
+    model = build_network(session)
+    precision.prepare(model)
+    result = evaluator.evaluate(to_static(session, model))
+    values = format_values({**result.losses, **result.metrics})
+    logger.info("[Eval][Epoch 0][Avg]%s", values)
+    logger.info("%d images in %.1f s", result.samples, result.seconds)
+    if result.skipped:
+        logger.warning("skipped images: %d", result.skipped)
+    return result
+
+
+def require_weights(session: Session) -> None:
+    """Raise UserError unless the recipe names weights to use."""
+    if not session.recipe.Global.pretrained_model and not session.recipe.Arch.get("pretrained"):
+        raise UserError(
+            "Global.pretrained_model: expected weights to use, found none; "
+            "type -o Global.pretrained_model=PATH"
+        )

@@ -1,0 +1,153 @@
+"""Checkpoints: the one module that knows their file names.
+
+    OUTPUT/ARCH/{latest,best_model,epoch_N}.{pdparams,pdopt,pdstates}
+
+`.pdparams` holds the raw weights, `.pdopt` the optimizer's state in Paddle's own format, and
+`.pdstates` the rest: progress, loss scaler, the resolved recipe. Each file is written under a
+temporary name and renamed, `.pdstates` last, so that a set without it is not complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.optimizer import Optimizer
+
+from ppcls.arch.weights import load_state
+from ppcls.engine.precision import Precision
+from ppcls.utils.errors import UserError
+from ppcls.utils.pdparams import load_paddle_file, load_paddle_state_dict, save_pdparams
+
+SCHEMA = 1
+SUFFIXES = (".pdparams", ".pdopt", ".pdstates")
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    epoch: int = 0  # epochs finished
+    global_step: int = 0  # steps done
+    best_metric: float | None = None
+    best_epoch: int = 0
+
+
+class Checkpointer:
+    """Saves and loads the state of one run.
+
+    Args:
+        folder: the run's folder, OUTPUT/ARCH.
+        recipe: the resolved recipe, kept in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Layer,
+        optimizer: Optimizer,
+        precision: Precision,
+        recipe: Mapping[str, Any],
+    ) -> None:
+        self.folder = folder
+        self.model = model
+        self.optimizer = optimizer
+        self.precision = precision
+        self.recipe = recipe
+
+    def save(self, tag: str, progress: Progress) -> Path:
+        """Write the set called `tag` (`latest`, `best_model`, `epoch_3`); return its stem."""
+        stem = self.folder / tag
+        states = {
+            "schema": SCHEMA,
+            "epoch": progress.epoch,
+            "progress": dataclasses.asdict(progress),
+            "scaler": _to_arrays(self.precision.state_dict()),
+            "parameter_names": _parameter_names(self.model),
+            "recipe": self.recipe,
+        }
+        save_pdparams(_file(stem, ".pdparams"), state_arrays(self.model))
+        save_pdparams(_file(stem, ".pdopt"), _to_arrays(self.optimizer.state_dict()))
+        save_pdparams(_file(stem, ".pdstates"), states)
+        return stem
+
+    def load(self, path: str | Path) -> Progress:
+        """Restore everything `save` wrote; `path` has no suffix, or that of one of the files.
+
+        Raises UserError when a file is missing or does not belong to this network.
+        """
+        stem = _stem(path)
+        for suffix in SUFFIXES:
+            if not _file(stem, suffix).is_file():
+                raise UserError(
+                    f"Global.checkpoints: expected the files {stem.name}"
+                    f"{{{','.join(SUFFIXES)}}} in {stem.parent}, found no {stem.name}{suffix}"
+                )
+        states = load_paddle_file(_file(stem, ".pdstates"))
+        if not isinstance(states, dict) or states.get("schema") != SCHEMA:
+            found = states.get("schema") if isinstance(states, dict) else type(states).__name__
+            raise UserError(f"{stem}.pdstates: expected schema {SCHEMA}, found {found!r}")
+        weights = load_paddle_state_dict(_file(stem, ".pdparams"))
+        optimizer = load_paddle_file(_file(stem, ".pdopt"))
+        load_state(self.model, weights, f"{stem}.pdparams")
+        self._load_optimizer(optimizer, states["parameter_names"])
+        self.precision.load_state_dict(states["scaler"])
+        return Progress(**states["progress"])
+
+    def _load_optimizer(self, state: dict[str, Any], saved_names: Mapping[str, str]) -> None:
+        """Paddle names optimizer state after its own counters (`conv2d_7.w_0_velocity_0`), which
+        depend on what else the process built: go through the names in the network."""
+        own_names = _parameter_names(self.model)
+        renamed = {saved: own_names[name] for name, saved in saved_names.items()}
+        by_length = sorted(renamed, key=len, reverse=True)
+
+        def rename(key: str) -> str:
+            for saved in by_length:
+                if key == saved or key.startswith(f"{saved}_"):
+                    return renamed[saved] + key[len(saved) :]
+            return key
+
+        loaded = {rename(key): value for key, value in state.items() if key != "master_weights"}
+        if "master_weights" in state:
+            masters = state["master_weights"].items()
+            loaded["master_weights"] = {rename(key): _tensor(value) for key, value in masters}
+        self.optimizer.set_state_dict(
+            {k: _tensor(v) if isinstance(v, np.ndarray) else v for k, v in loaded.items()}
+        )
+
+
+def state_arrays(model: nn.Layer) -> dict[str, np.ndarray]:
+    """The state dict as float32 (or its own wider type) arrays on the host."""
+    return _to_arrays(model.state_dict())
+
+
+def _to_arrays(node: Any) -> Any:
+    if isinstance(node, paddle.Tensor):
+        is_bfloat16 = "bfloat16" in str(node.dtype)
+        return (node.astype("float32") if is_bfloat16 else node).numpy()
+    if isinstance(node, Mapping):
+        return {key: _to_arrays(value) for key, value in node.items()}
+    return node
+
+
+def _tensor(array: np.ndarray) -> paddle.Tensor:
+    return paddle.to_tensor(array)
+
+
+def _parameter_names(model: nn.Layer) -> dict[str, str]:
+    return {name: parameter.name for name, parameter in model.named_parameters()}
+
+
+def _file(stem: Path, suffix: str) -> Path:
+    return stem.with_name(stem.name + suffix)
+
+
+def _stem(path: str | Path) -> Path:
+    path = Path(path)
+    return path.with_suffix("") if path.suffix in SUFFIXES else path

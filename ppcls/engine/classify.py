@@ -1,0 +1,173 @@
+"""Classifying images that have no labels: the section `Infer`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppcls.data.transforms import Compose, ToCHWImage, build_transforms
+from ppcls.engine.build import Session, build_network, require_weights, to_static
+from ppcls.engine.config import PostProcessConfig, Recipe
+from ppcls.engine.evaluator import as_logits
+from ppcls.engine.precision import Precision
+from ppcls.utils.errors import ConfigError, DataError, UserError
+
+logger = logging.getLogger("ppcls")
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
+
+
+def classify(session: Session) -> list[dict[str, Any]]:
+    """Classify `Infer.infer_imgs` and log a line per image.
+
+    Returns per image PaddleClas's keys: file_name, class_ids, scores (softmax), label_names.
+    Raises UserError for settings or images that cannot be used, before any result is shown for a
+    bad setting.
+    """
+    recipe = session.recipe
+    post = recipe.Infer.PostProcess
+    if post.topk > recipe.class_num:
+        raise ConfigError(
+            f"Infer.PostProcess.topk: expected at most {recipe.class_num} (Arch.class_num), "
+            f"got {post.topk}"
+        )
+    if not recipe.Infer.infer_imgs:
+        raise UserError(
+            "Infer.infer_imgs: expected an image, a list or a folder, found none; "
+            "type -o Infer.infer_imgs=PATH"
+        )
+    require_weights(session)
+    paths = list_images(Path(recipe.Infer.infer_imgs))
+    names = _class_names(post, recipe.class_num)
+    transforms = _transforms(recipe)
+    precision = Precision(recipe.AMP, session.device)
+    model = build_network(session)
+    precision.prepare(model)
+    model = to_static(session, model)
+    model.eval()
+    results = []
+    for start in range(0, len(paths), recipe.Infer.batch_size):
+        batch = paths[start : start + recipe.Infer.batch_size]
+        scores = _scores(model, [_load(path, transforms) for path in batch], precision)
+        for path, row in zip(batch, scores, strict=True):
+            results.append(_top(path, row, post.topk, names))
+            logger.info("%s", _line(results[-1]))
+    return results
+
+
+def list_images(path: Path) -> list[Path]:
+    """Return the images `path` means: itself, those of a folder (sorted, all levels), or those a
+    `.txt` file lists, one a line, relative to the file's own folder.
+
+    Raises DataError when there is nothing.
+    """
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    elif path.suffix.lower() == ".txt" and path.is_file():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: expected a text file that lists images: {error}") from error
+        found = [path.parent / line.strip() for line in lines if line.strip()]
+    else:
+        found = [path]
+    if not found:
+        raise DataError(f"{path}: expected at least one image, found none")
+    missing = next((image for image in found if not image.is_file()), None)
+    if missing is not None:
+        listed = "" if missing == path else f" (listed in {path})"
+        raise DataError(f"{missing}: no such image{listed}")
+    return found
+
+
+def read_class_names(path: str | Path, delimiter: str | None = None) -> dict[int, str]:
+    """Read lines of `id name` (PaddleClas's label files). Raises DataError with file and line."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such label file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected a UTF-8 text file: {error}") from error
+    names: dict[int, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        head, _, name = line.strip().partition(delimiter) if delimiter else _split(line)
+        if not head.strip().isdigit() or not name.strip():
+            raise DataError(f"{path}:{number}: expected 'id name', got {line!r}")
+        names[int(head)] = name.strip()
+    return names
+
+
+def _split(line: str) -> tuple[str, str, str]:
+    head, *rest = line.split(maxsplit=1)
+    return head, " ", rest[0] if rest else ""
+
+
+def _class_names(post: PostProcessConfig, class_num: int) -> dict[int, str] | None:
+    if post.class_id_map_file is None:
+        return None
+    names = read_class_names(post.class_id_map_file, post.delimiter)
+    if sorted(names) != list(range(class_num)):
+        raise DataError(
+            f"{post.class_id_map_file}: expected names of the classes 0 to {class_num - 1} "
+            f"(Arch.class_num), found {len(names)} names"
+        )
+    return names
+
+
+def _transforms(recipe: Recipe) -> Compose:
+    entries, where = recipe.Infer.transforms, "Infer.transforms"
+    if entries is None and recipe.DataLoader.Eval is not None:
+        entries = recipe.DataLoader.Eval.dataset.get("transform_ops")
+        where = "DataLoader.Eval.dataset.transform_ops"
+    if entries is None:
+        raise ConfigError("Infer.transforms: expected a list of transforms, found none")
+    if not any(entry in ("ToCHWImage", {"ToCHWImage": None}) for entry in entries):
+        entries = [*entries, {ToCHWImage.__name__: None}]
+    return build_transforms(entries, where)
+
+
+def _load(path: Path, transforms: Compose) -> np.ndarray:
+    try:
+        image = transforms(path.read_bytes(), np.random.default_rng(0))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {' '.join(str(error).split())}") from error
+    return np.ascontiguousarray(image, dtype=np.float32)
+
+
+@paddle.no_grad()
+def _scores(model: nn.Layer, images: list[np.ndarray], precision: Precision) -> np.ndarray:
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        raise DataError(f"Infer.transforms: expected images of one size, got {sorted(shapes)}")
+    with precision.autocast():
+        logits = as_logits(model(paddle.to_tensor(np.stack(images))))
+    return paddle.nn.functional.softmax(logits.astype("float32")).numpy()
+
+
+def _top(path: Path, scores: np.ndarray, k: int, names: dict[int, str] | None) -> dict[str, Any]:
+    best = np.argsort(-scores, kind="stable")[:k]
+    result: dict[str, Any] = {
+        "file_name": str(path),
+        "class_ids": [int(i) for i in best],
+        "scores": [float(scores[i]) for i in best],
+    }
+    if names is not None:
+        result["label_names"] = [names[int(i)] for i in best]
+    return result
+
+
+def _line(result: dict[str, Any]) -> str:
+    def parts() -> Iterator[str]:
+        labels = result.get("label_names") or [""] * len(result["class_ids"])
+        for number, score, label in zip(result["class_ids"], result["scores"], labels, strict=True):
+            yield f"{number} {label} {score:.4f}".replace("  ", " ")
+
+    return f"{result['file_name']}: {', '.join(parts())}"

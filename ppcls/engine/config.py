@@ -1,0 +1,213 @@
+"""A recipe with types: the YAML sections of PaddleClas 2.6 as frozen dataclasses.
+
+    YAML --utils.config.load--> mapping --Recipe.parse--> Recipe --engine.build--> objects
+
+Sections that name a component (`Arch`, `Loss`, `Optimizer`, `dataset`...) stay mappings here; they
+are checked against the component's own signature when it is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ppcls.data.loader import DataLoaderConfig
+from ppcls.utils import config as config_file
+from ppcls.utils import schema
+from ppcls.utils.errors import ConfigError
+from ppcls.utils.legacy_config import SECTIONS
+
+
+def _at_least(low: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < low:
+            raise ValueError(f"{name}: expected {low} or more, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalConfig:
+    """The section `Global`. "Steps" are batches, "updates" are optimizer updates."""
+
+    output_dir: str = "./output/"  # the run's folder is OUTPUT_DIR/ARCH
+    device: str = "auto"  # auto, cpu, gpu, or gpu:N
+    epochs: int = 120
+    seed: int = 0  # of the samples' order, augmentation, initial weights and dropout
+    pretrained_model: str | None = None  # weights to start from; another class count: a new head
+    checkpoints: str | None = None  # a run to go on with: a path without its suffix
+    update_freq: int = 1  # steps per update; their gradients are those of one large batch
+    max_steps: int | None = None  # stop after so many steps, for smoke runs
+    save_interval: int = 1  # epochs between epoch_N checkpoints
+    eval_during_train: bool = True
+    eval_interval: int = 1  # epochs
+    start_eval_epoch: int = 0  # no evaluation before this epoch
+    print_batch_step: int = 10  # steps between log lines
+    use_visualdl: bool = False  # scalars for VisualDL in OUTPUT_DIR/ARCH/vdl
+    to_static: bool = False  # compile the network with paddle.jit.to_static
+    image_shape: list[int] = field(default_factory=lambda: [3, 224, 224])  # C, H, W
+    save_inference_dir: str = "./inference"  # where an export goes
+    eval_mode: Literal["classification"] = "classification"
+    task: Literal["classification"] = "classification"
+    use_dali: Literal[False] = False  # PaddleClas's key; this project has no DALI pipeline
+
+    def __post_init__(self) -> None:
+        _at_least(0, seed=self.seed, start_eval_epoch=self.start_eval_epoch)
+        _at_least(
+            1,
+            epochs=self.epochs,
+            update_freq=self.update_freq,
+            max_steps=self.max_steps,
+            save_interval=self.save_interval,
+            eval_interval=self.eval_interval,
+            print_batch_step=self.print_batch_step,
+        )
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise ValueError(f"image_shape: expected [C, H, W] above 0, got {self.image_shape}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AMPConfig:
+    """The section `AMP`: mixed precision in training and in the evaluation during it."""
+
+    use_amp: bool = True
+    level: Literal["O0", "O1", "O2"] = "O1"
+    dtype: Literal["float16", "bfloat16"] = "float16"
+    scale_loss: float = 65536.0  # the initial scale with float16
+    use_dynamic_loss_scaling: bool = True
+    use_promote: bool = False
+    use_fp16_test: bool = False  # PaddleClas's key: evaluation follows `level` here
+
+    def __post_init__(self) -> None:
+        if self.scale_loss <= 0:
+            raise ValueError(f"scale_loss: expected a number > 0, got {self.scale_loss}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """A section with one list for training and one for evaluation."""
+
+    Train: list | None = None
+    Eval: list | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderSections:
+    """The section `DataLoader`."""
+
+    Train: DataLoaderConfig | None = None
+    Eval: DataLoaderConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostProcessConfig:
+    """The section `Infer.PostProcess`."""
+
+    name: Literal["Topk"] = "Topk"
+    topk: int = 5
+    class_id_map_file: str | None = None  # lines of `id name`
+    delimiter: str | None = None  # between id and name; white space when absent
+
+    def __post_init__(self) -> None:
+        _at_least(1, topk=self.topk)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferConfig:
+    """The section `Infer`."""
+
+    infer_imgs: str | None = None  # an image, a text file that lists images, or a folder
+    batch_size: int = 10
+    transforms: list | None = None
+    PostProcess: PostProcessConfig = field(default_factory=PostProcessConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(1, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole recipe. `source` is the file it came from, for messages."""
+
+    Global: GlobalConfig
+    Arch: dict[str, Any]
+    AMP: AMPConfig | None = None
+    Loss: PhaseConfig = field(default_factory=PhaseConfig)
+    Optimizer: dict[str, Any] = field(default_factory=dict)
+    DataLoader: LoaderSections = field(default_factory=LoaderSections)
+    Infer: InferConfig = field(default_factory=InferConfig)
+    Metric: PhaseConfig = field(default_factory=PhaseConfig)
+    EMA: None = None  # weight averaging: no such component yet
+    source: str = ""
+
+    @classmethod
+    def parse(cls, mapping: Mapping[str, Any], source: str) -> Recipe:
+        """Check a mapping in the schema of PaddleClas 2.6 and give it types.
+
+        Raises ConfigError, ending in the file's name, for an unknown key or a wrong value.
+        """
+        try:
+            schema.check_keys(mapping, SECTIONS, "the recipe")
+            present = {key: value for key, value in mapping.items() if value is not None}
+            values = {"Global": {}, **present}
+            fields = {f.name: f for f in dataclasses.fields(cls)}
+            if "Arch" not in values:
+                raise ConfigError("Arch: expected a section with a 'name', found none")
+            typed = {
+                key: schema.coerce(value, _section_types()[key], key)
+                for key, value in values.items()
+                if key in fields
+            }
+            return cls(source=source, **typed)
+        except ConfigError as error:
+            raise ConfigError(f"{error} ({source})") from error
+
+    @property
+    def class_num(self) -> int:
+        return schema.coerce(self.Arch.get("class_num", 1000), int, "Arch.class_num")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the recipe with every default filled in, as plain values a YAML file can hold."""
+        mapping = dataclasses.asdict(self)
+        del mapping["source"]
+        return _without_none(mapping)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(
+            self.to_mapping(), sort_keys=False, default_flow_style=None, allow_unicode=True
+        )
+
+
+def _section_types() -> dict[str, Any]:
+    return {
+        "Global": GlobalConfig,
+        "Arch": dict[str, Any],
+        "AMP": AMPConfig,
+        "Loss": PhaseConfig,
+        "Optimizer": dict[str, Any],
+        "DataLoader": LoaderSections,
+        "Infer": InferConfig,
+        "Metric": PhaseConfig,
+        "EMA": type(None),
+    }
+
+
+def _without_none(node: Any) -> Any:
+    """Drop absent values; a transform without parameters keeps its null."""
+    if isinstance(node, dict):
+        return {k: _without_none(v) for k, v in node.items() if v is not None or len(node) == 1}
+    return [_without_none(item) for item in node] if isinstance(node, (list, tuple)) else node
+
+
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), world_size: int = 1
+) -> tuple[Recipe, list[str]]:
+    """Read a recipe file with its overrides; see `ppcls.utils.config.load`.
+
+    Returns the recipe and, for a release/2.0 file, the lines that tell its translation.
+    """
+    mapping, lines = config_file.load(path, overrides, world_size)
+    return Recipe.parse(mapping, str(path)), lines

@@ -1,0 +1,84 @@
+"""What a run writes down: PaddleClas-shaped log lines, `metrics.jsonl`, VisualDL scalars."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ppcls.utils import distributed
+from ppcls.utils.errors import UserError
+
+logger = logging.getLogger("ppcls")
+
+
+def format_values(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}: {value:.5f}" for name, value in values.items())
+
+
+class Logbook:
+    """The records of one run in `folder`; ranks above 0 keep none.
+
+    A run that goes on with an earlier one appends to its `metrics.jsonl`, a new run replaces it.
+    """
+
+    def __init__(self, folder: Path, *, append: bool = False, use_visualdl: bool = False) -> None:
+        self._is_on = distributed.rank() == 0
+        self._file = None
+        self._visualdl = None
+        if not self._is_on:
+            return
+        self._file = open(folder / "metrics.jsonl", "a" if append else "w", encoding="utf-8")
+        if use_visualdl:
+            self._visualdl = _visualdl_writer(folder / "vdl")
+
+    def record(self, mode: str, values: Mapping[str, Any]) -> None:
+        """Append one JSON object; floats in full precision, in both senses of the word."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"mode": mode, **values}) + "\n")
+        self._file.flush()
+        if self._visualdl is not None:
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self._visualdl.add_scalar(f"{mode}/{name}", value, values["global_step"])
+
+    def train_line(
+        self, position: str, lr_name: str, lr: float, values: Mapping[str, float], eta: float
+    ) -> None:
+        """Log a line of training. `values` end with batch_cost, reader_cost (s) and ips (1/s)."""
+        timing = {name: values[name] for name in ("batch_cost", "reader_cost", "ips")}
+        results = {name: value for name, value in values.items() if name not in timing}
+        logger.info(
+            "[Train]%slr(%s): %.8f, %s, batch_cost: %.5fs, reader_cost: %.5f, "
+            "ips: %.5f samples/s, eta: %s",
+            position,
+            lr_name,
+            lr,
+            format_values(results),
+            timing["batch_cost"],
+            timing["reader_cost"],
+            timing["ips"],
+            datetime.timedelta(seconds=int(eta)),
+        )
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._visualdl is not None:
+            self._visualdl.close()
+
+
+def _visualdl_writer(folder: Path) -> Any:
+    if importlib.util.find_spec("visualdl") is None:
+        raise UserError(
+            "Global.use_visualdl: expected the package 'visualdl', found none; "
+            "install it with: pip install visualdl"
+        )
+    from visualdl import LogWriter  # slow to import, rarely wanted
+
+    return LogWriter(logdir=str(folder))

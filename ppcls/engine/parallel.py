@@ -1,0 +1,78 @@
+"""Many processes as one: start, sums over ranks, and one view of batch norm's statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import paddle
+import paddle.distributed as dist
+from paddle import nn
+
+from ppcls.utils import distributed
+from ppcls.utils.errors import UserError
+
+
+def select_device(name: str) -> str:
+    """Set Paddle's device from `Global.device` and return it, such as "cpu" or "gpu:0".
+
+    "auto" takes a GPU if Paddle has one. Raises UserError for a device this machine lacks.
+    """
+    gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
+    kind, _, number = name.partition(":")
+    if kind == "auto" and not number:
+        kind = "gpu" if gpus else "cpu"
+    if kind not in ("cpu", "gpu") or (number and not (kind == "gpu" and number.isdigit())):
+        raise UserError(f"Global.device: expected auto, cpu, gpu or gpu:N, got {name!r}")
+    if kind == "gpu" and (gpus == 0 or int(number or 0) >= gpus):
+        reason = f"sees {gpus} GPU(s)" if paddle.is_compiled_with_cuda() else "is a CPU build"
+        raise UserError(
+            f"Global.device: expected a device this machine has, got {name!r}, but this Paddle "
+            f"{reason}; type -o Global.device=cpu, or install paddlepaddle-gpu"
+        )
+    return paddle.device.set_device(f"{kind}:{number}" if number else kind)
+
+
+def start() -> None:
+    """Join the job of `paddle.distributed.launch`; nothing to do in a single process."""
+    if distributed.world_size() > 1 and not dist.is_initialized():
+        dist.init_parallel_env()
+
+
+def stop() -> None:
+    """Leave the job, once nobody needs anybody any more."""
+    if distributed.world_size() > 1 and dist.is_initialized():
+        dist.barrier()
+
+
+def wrap(model: nn.Layer) -> nn.Layer:
+    """Return `model` as it trains on all ranks: gradients are averaged over them."""
+    return paddle.DataParallel(model) if distributed.world_size() > 1 else model
+
+
+def unwrap(model: nn.Layer) -> nn.Layer:
+    return model._layers if isinstance(model, paddle.DataParallel) else model
+
+
+def sum_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
+    """Add up the same named numbers of every rank, in float64: whole numbers stay exact."""
+    if distributed.world_size() == 1:
+        return dict(values)
+    tensor = paddle.to_tensor(list(values.values()), dtype="float64")
+    dist.all_reduce(tensor)
+    return dict(zip(values, tensor.tolist(), strict=True))
+
+
+def average_statistics(model: nn.Layer) -> None:
+    """Give every rank the mean of all ranks' batch-norm statistics.
+
+    Each rank sees its own share of the data; without this, which share rank 0 had would decide an
+    evaluation and what is saved.
+    """
+    world_size = distributed.world_size()
+    if world_size == 1:
+        return
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("._mean", "._variance")):
+            total = tensor.astype("float32") / world_size
+            dist.all_reduce(total)
+            tensor.set_value(total.astype(tensor.dtype))
