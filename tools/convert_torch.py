@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Convert HarDNet weights between PyTorch and Paddle, and prove that they compute the same."""
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import _bootstrap  # noqa: F401
 import numpy as np
 
 from ppcls.convert import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,9 +37,24 @@ def find_builder(name: str, where: str = "Arch.name") -> Callable[..., nn.Layer]
     raise unknown_architecture(name, [*ARCHITECTURES, *known], where)
 
 
+def _build(name: str, params: Mapping[str, Any], where: str) -> nn.Layer:
+    builder = find_builder(name, f"{where}.name")
+    model = schema.build(builder, params, where)
+    if canonical_name(name) is None:
+        _check_zoo_keys(builder, model, params, where)
+    return model
+
+
+def _check_zoo_keys(builder: Callable, model: nn.Layer, params: Mapping, where: str) -> None:
+    """Refuse keys nobody reads: the zoo's builders pass `**kwargs` on to layers that ignore them."""
+    takers = [builder, *(cls.__init__ for cls in type(model).__mro__ if cls is not object)]
+    known = {name for taker in takers for name in inspect.signature(taker).parameters}
+    schema.check_keys(params, known - {"self", "args", "kwargs"}, where)
+
+
 def create_model(name: str, **kwargs: Any) -> nn.Layer:
     """Build the network called `name`, e.g. `create_model("HarDNet68", class_num=10)`."""
-    return schema.build(find_builder(name, "create_model"), kwargs, "create_model")
+    return _build(name, kwargs, "create_model")
 
 
 def build_model(config: Mapping[str, Any]) -> nn.Layer:
@@ -52,5 +68,5 @@ def build_model(config: Mapping[str, Any]) -> nn.Layer:
         raise ConfigError(f"Arch: expected a mapping with a 'name', got {section!r}")
     params = {k: v for k, v in section.items() if k not in ("name", "use_sync_bn")}
     use_sync_bn = schema.coerce(section.get("use_sync_bn", False), bool, "Arch.use_sync_bn")
-    model = schema.build(find_builder(section["name"]), params, "Arch")
+    model = _build(section["name"], params, "Arch")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if use_sync_bn else model

@@ -5,11 +5,13 @@ The wheel is imported on first use: that takes seconds and sets up a logger of i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 from ppcls.arch.registry import ARCHITECTURES
@@ -30,7 +32,22 @@ def _wheel() -> ModuleType:
             "PaddleClas's zoo: expected the package 'paddleclas', found none; "
             "install it with: pip install 'hardnet-paddle[zoo]' (Python < 3.12)"
         )
-    return importlib.import_module("paddleclas.ppcls.arch")
+    with _own_logging():
+        return importlib.import_module("paddleclas.ppcls.arch")
+
+
+@contextlib.contextmanager
+def _own_logging() -> Iterator[None]:
+    """Keep the wheel from adding a handler to the logger `ppcls`, whose name it shares."""
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it announces its instruction set
+    own = logging.getLogger("ppcls")
+    handlers, level, propagate = list(own.handlers), own.level, own.propagate
+    try:
+        yield
+    finally:
+        own.handlers[:] = handlers
+        own.setLevel(level)
+        own.propagate = propagate
 
 
 @functools.cache
