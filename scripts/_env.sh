@@ -107,19 +107,19 @@ run_pip() { # VENV ARGUMENT...
     shift
     if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-input "$@" 2>&1 |
         tee "$log" | { grep --line-buffered -E '^ *Downloading .*\([0-9]{2,}\.[0-9]+ MB\)' || true; }; then
-        grep -v '^WARNING' "$log" | tail -n 5 >&2
-        fail "pip failed, its last lines are above; whole log: $root/$log"
+        { grep -E '^ *(ERROR|error):' "$log" || tail -n 5 "$log"; } | head -n 5 >&2
+        fail "pip failed as shown above; whole log: $root/$log"
     fi
 }
 
-# opencv-python needs the system's libGL; the same version built without windows does not.
+# opencv-python needs the system's libGL; the same version built without windows does not. It is
+# laid over the first, which stays registered, so that pip sees every requirement met.
 use_headless_opencv() { # VENV
     local venv="$1" version
     version="$("$venv/bin/python" -m pip show opencv-python 2>/dev/null | sed -n 's/^Version: //p')"
     [ -n "$version" ] || return 1
     say "no libGL on this machine: using opencv-python-headless $version"
-    "$venv/bin/python" -m pip uninstall --quiet --yes opencv-python >/dev/null 2>&1
-    run_pip "$venv" --no-deps "opencv-python-headless==$version"
+    run_pip "$venv" --no-deps --force-reinstall "opencv-python-headless==$version"
 }
 
 # zlib first: Paddle 2.6 carries a zlib of its own, with which Python's crashes when loaded later.

@@ -20,7 +20,14 @@ run_finished() {
     [ -f "$RUN/best_model.pdparams" ] && [ "$(cat "$FINISHED" 2>/dev/null)" = "$(run_fingerprint)" ]
 }
 
+# Training writes over RUN, where a run on other data, perhaps of days, may lie.
+check_run_folder() {
+    [ ! -f "$RUN/config.yaml" ] || grep -q "$DATA" "$RUN/config.yaml" ||
+        stop "$root/$RUN holds a run on other data; move it away first"
+}
+
 train() {
+    check_run_folder
     .venv/bin/python tools/train.py -c "$CONFIG"
     run_fingerprint >"$FINISHED"
 }

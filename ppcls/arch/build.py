@@ -46,7 +46,7 @@ def _build(name: str, params: Mapping[str, Any], where: str) -> nn.Layer:
 
 
 def _check_zoo_keys(builder: Callable, model: nn.Layer, params: Mapping, where: str) -> None:
-    """Refuse keys nobody reads: the zoo's builders pass `**kwargs` on to layers that ignore them."""
+    """Refuse keys nobody reads: the zoo passes `**kwargs` on to layers that ignore them."""
     takers = [builder, *(cls.__init__ for cls in type(model).__mro__ if cls is not object)]
     known = {name for taker in takers for name in inspect.signature(taker).parameters}
     schema.check_keys(params, known - {"self", "args", "kwargs"}, where)

@@ -29,7 +29,8 @@ def select_device(name: str) -> str:
             f"Global.device: expected a device this machine has, got {name!r}, but this Paddle "
             f"{reason}; type -o Global.device=cpu, or install paddlepaddle-gpu"
         )
-    return paddle.device.set_device(f"{kind}:{number}" if number else kind)
+    paddle.device.set_device(f"{kind}:{number}" if number else kind)
+    return paddle.device.get_device()
 
 
 def start() -> None:
@@ -71,7 +72,8 @@ def average_statistics(model: nn.Layer) -> None:
     world_size = distributed.world_size()
     if world_size == 1:
         return
-    for name, tensor in model.state_dict().items():
+    # Without the hooks of AMP's O2, which hand out float32 copies.
+    for name, tensor in model.state_dict(use_hook=False).items():
         if name.endswith(("._mean", "._variance")):
             total = tensor.astype("float32") / world_size
             dist.all_reduce(total)

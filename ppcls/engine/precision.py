@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import Any
 
 import paddle
@@ -12,6 +13,8 @@ from paddle.optimizer import Optimizer
 from ppcls.engine.config import AMPConfig
 from ppcls.utils.errors import UserError
 
+logger = logging.getLogger("ppcls")
+
 
 class Precision:
     """What autocasts, scales and steps. Without AMP each of them does nothing extra.
@@ -19,21 +22,16 @@ class Precision:
     O1 casts operators by list; O2 also keeps the weights in the low precision, with float32
     copies in the optimizer. Only float16 scales the loss: bfloat16 has float32's range.
 
-    Raises UserError for float16 on a device that computes nothing in it.
+    Raises UserError for float16 on a CPU.
     """
 
     def __init__(self, config: AMPConfig | None, device: str) -> None:
-        self.is_on = config is not None and config.use_amp and config.level != "O0"
-        self.config = config if self.is_on else None
+        is_on = config is not None and config.use_amp and config.level != "O0"
+        self.config = config if is_on else None
         self.scaler: paddle.amp.GradScaler | None = None
-        if self.config is None:
-            return
-        if self.config.dtype == "float16" and device.startswith("cpu"):
-            raise UserError(
-                "AMP.dtype: expected bfloat16 on a CPU, got 'float16'; "
-                "type -o AMP.dtype=bfloat16, or AMP.use_amp=False"
-            )
-        if self.config.dtype == "float16":
+        if self.config is not None and device.startswith("cpu"):
+            self.config = _without_gpu(self.config)
+        if self.config is not None and self.config.dtype == "float16":
             self.scaler = paddle.amp.GradScaler(
                 init_loss_scaling=self.config.scale_loss,
                 use_dynamic_loss_scaling=self.config.use_dynamic_loss_scaling,
@@ -73,3 +71,13 @@ class Precision:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.scaler is not None and state:
             self.scaler.load_state_dict(state)
+
+
+def _without_gpu(config: AMPConfig) -> None:
+    """Paddle casts on GPUs only. A bfloat16 recipe still runs on a CPU, and says what it does."""
+    if config.dtype == "float16":
+        raise UserError(
+            "AMP.dtype: expected a GPU for 'float16', but this run is on a CPU; "
+            "type -o AMP.use_amp=False"
+        )
+    logger.warning("AMP: Paddle has no mixed precision on a CPU, this run computes in float32")

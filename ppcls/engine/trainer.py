@@ -96,6 +96,7 @@ class Trainer:
         self.network = parallel.wrap(model)
         self.steps_per_epoch = len(loader.sampler)
         self._unchecked: tuple[str, paddle.Tensor] | None = None
+        self._seen = 0  # samples since the last update
 
     def fit(self) -> Progress:
         """Train up to `epochs` or `max_steps`, saving and evaluating on the way.
@@ -143,12 +144,13 @@ class Trainer:
             batch = next(batches)
             clock.data_is_here()
             group = group_of(step, self.config.update_freq, steps)
+            lr = self.optimizer.get_lr()
             sums = self.train_step(batch, group, epoch, step)
             totals.add(sums.values, sums.samples)
             self.progress.global_step += 1
             clock.step_is_done(self.loader.sampler.global_size(step))
             if step % self.config.print_batch_step == 0 or step == steps - 1:
-                self._log_step(epoch, step, sums, clock)
+                self._log_step(epoch, step, lr, sums, clock)
         batches.close()
         self._check_finite()
         self._log_epoch(epoch, totals)
@@ -167,11 +169,29 @@ class Trainer:
             self.precision.backward(loss * weight)
         self._check_finite()
         self._unchecked = (f"epoch {epoch + 1}, step {step}", loss)
+        self._seen += sums.samples
         if is_last:
-            self.precision.step(self.optimizer)
-            self.optimizer.clear_grad()
-            self.schedule.scheduler().step()
+            self._update(samples)
         return sums
+
+    def _update(self, planned: int) -> None:
+        """Update the weights from the gradients of a group of steps with `planned` samples."""
+        seen, self._seen = self._seen, 0
+        if self.loader.dataset.on_error == "skip":
+            seen = round(parallel.sum_over_ranks({"samples": seen})["samples"])
+            self._scale_gradients(planned / seen if seen else 0.0)
+        self.precision.step(self.optimizer)
+        self.optimizer.clear_grad()
+        self.schedule.scheduler().step()
+
+    @paddle.no_grad()
+    def _scale_gradients(self, factor: float) -> None:
+        """Images left out are known only now: make the gradient a mean over the others."""
+        if factor == 1.0:
+            return
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.scale_(factor)
 
     def _synchronised(self, is_last: bool) -> contextlib.AbstractContextManager:
         """Average gradients over ranks once per update, with its last step."""
@@ -213,14 +233,12 @@ class Trainer:
                 f"the last good checkpoint stays in {self.checkpointer.folder}"
             )
 
-    def _log_step(self, epoch: int, step: int, sums: _Sums, clock: _Clock) -> None:
+    def _log_step(self, epoch: int, step: int, lr: float, sums: _Sums, clock: _Clock) -> None:
         self._check_finite()
         means = sums.means()
         done = self.progress.global_step
         total = self.config.epochs * self.steps_per_epoch
         total = min(total, self.config.max_steps or total)
-        updates = epoch * -(-self.steps_per_epoch // self.config.update_freq)
-        lr = self.schedule.at(updates + step // self.config.update_freq)
         values = self._in_order(means) | clock.read()
         eta = (total - done) * values["batch_cost"]
         position = f"[Epoch {epoch + 1}/{self.config.epochs}][Iter: {step}/{self.steps_per_epoch}]"

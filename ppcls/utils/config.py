@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ppcls.utils import legacy_config
+from ppcls.utils import legacy_config, schema
 from ppcls.utils.errors import ConfigError, did_you_mean
 
 BASE_KEY = "_BASE_"
@@ -76,9 +76,10 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path}: expected sections such as Global and Arch, got {mapping!r}")
     bases = mapping.pop(BASE_KEY, None) or []
+    bases = [bases] if isinstance(bases, str) else bases
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, _read(path.parent / str(base), (*readers, path.resolve())))
+    for base in schema.coerce(bases, list[str], f"{path}: {BASE_KEY}"):
+        merged = merge(merged, _read(path.parent / base, (*readers, path.resolve())))
     return merge(merged, mapping)
 
 

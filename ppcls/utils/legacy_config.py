@@ -92,6 +92,11 @@ class _Translation:
             return default
         return schema.coerce(self.old[key], annotation, f"{self.where}: {key}")
 
+    def part(self, section: Mapping, path: str) -> dict[str, Any]:
+        """Return the mapping under the last key of `path`; an absent or empty one is {}."""
+        value = section.get(path.rpartition(".")[2])
+        return schema.coerce(value or {}, dict, f"{self.where}: {path}")
+
     def error(self, text: str) -> ConfigError:
         return ConfigError(f"{self.where}: {text}")
 
@@ -149,7 +154,7 @@ def _architecture(job: _Translation) -> None:
         raise job.error("ARCHITECTURE: missing key 'name'")
     schema.check_keys(section, ("name", "params"), f"{job.where}: ARCHITECTURE")
     job.put("ARCHITECTURE.name", "Arch.name", section["name"])
-    for key, value in (section.get("params") or {}).items():
+    for key, value in job.part(section, "ARCHITECTURE.params").items():
         job.put(f"ARCHITECTURE.params.{key}", f"Arch.{key}", value)
 
 
@@ -167,9 +172,9 @@ def _function(job: _Translation, key: str) -> tuple[str, dict[str, Any], dict[st
     section = job.take(key, dict, {})
     if "function" not in section:
         raise job.error(f"{key}: missing key 'function'")
-    params = dict(section.get("params") or {})
+    name = schema.coerce(section["function"], str, f"{job.where}: {key}.function")
     rest = {k: v for k, v in section.items() if k not in ("function", "params")}
-    return section["function"], params, rest
+    return name, dict(job.part(section, f"{key}.params")), rest
 
 
 # Old schedule -> its name today and the parameters it implied.
@@ -180,6 +185,7 @@ _SCHEDULES: dict[str, tuple[str, dict[str, Any]]] = {
     "Linear": ("Linear", {"end_lr": 0.0}),
     "Poly": ("Poly", {}),
     "Constant": ("Constant", {}),
+    "ExponentialWarmup": ("ExponentialWarmup", {}),
 }
 
 
@@ -206,7 +212,7 @@ def _optimizer(job: _Translation) -> None:
     for key, value in params.items():
         job.put(f"OPTIMIZER.params.{key}", f"Optimizer.{key}", value)
     job.new["Optimizer"]["lr"] = lr
-    regularizer = rest.get("regularizer")
+    regularizer = job.part(rest, "OPTIMIZER.regularizer")
     if regularizer:
         where = f"{job.where}: OPTIMIZER.regularizer"
         schema.check_keys(regularizer, ("function", "factor"), where)
@@ -246,7 +252,8 @@ def _loader(job: _Translation, old_name: str, new_name: str) -> None:
     job.put(f"{old_name}.data_dir", f"{target}.dataset.name", "ImageNetDataset")
     job.put(f"{old_name}.data_dir", f"{target}.dataset.image_root", section["data_dir"])
     job.put(f"{old_name}.file_list", f"{target}.dataset.cls_label_path", section["file_list"])
-    transforms = _transforms(section["transforms"])
+    where = f"{job.where}: {old_name}.transforms"
+    transforms = _transforms(schema.coerce(section["transforms"], list, where))
     job.put(f"{old_name}.transforms", f"{target}.dataset.transform_ops", transforms)
     is_train = new_name == "Train"
     sampler = {
@@ -275,10 +282,8 @@ def _per_process(job: _Translation, key: str, total: Any) -> int:
     return total // job.world_size
 
 
-def _transforms(entries: Any) -> Any:
+def _transforms(entries: list) -> list:
     """Drop what today's data sets do by themselves."""
-    if not isinstance(entries, list):
-        return entries
     kept = [entry for entry in entries if entry not in ("ToCHWImage", {"ToCHWImage": None})]
     for entry in kept:
         if isinstance(entry, dict) and isinstance(entry.get("DecodeImage"), dict):

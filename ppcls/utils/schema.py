@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -20,7 +20,11 @@ from typing import Any, Literal, TypeVar, Union
 from ppcls.utils.errors import ConfigError, did_you_mean
 from ppcls.utils.registry import Registry
 
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
+D = TypeVar("D", bound="DataclassInstance")
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _FRACTION = re.compile(rf"\s*({_NUMBER})\s*(?:/\s*({_NUMBER})\s*)?")
@@ -84,7 +88,7 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
             raise _mismatch(value, annotation, where)
         inner = args[1] if args else Any
         return {key: coerce(item, inner, f"{where}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(annotation):
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return parse_dataclass(annotation, value, where)
     return _coerce_scalar(value, annotation, where)
 
@@ -129,7 +133,8 @@ def _coerce_scalar(value: Any, annotation: Any, where: str) -> Any:
     if annotation in (int, float):
         number = parse_number(value) if isinstance(value, str) else value
         if isinstance(number, (int, float)) and not isinstance(number, bool):
-            if math.isfinite(number) and (annotation is float or number == int(number)):
+            # The bound comes first: Python cannot make a float of every integer.
+            if abs(number) <= sys.float_info.max and (annotation is float or number == int(number)):
                 return annotation(number)
     elif isinstance(annotation, type) and isinstance(value, annotation):
         return value
@@ -149,7 +154,7 @@ def check_keys(found: Collection[str], known: Collection[str], where: str) -> No
             raise ConfigError(f"{where}: unknown key {key!r}{hint}")
 
 
-def parse_dataclass(cls: type[T], mapping: Any, where: str) -> T:
+def parse_dataclass(cls: type[D], mapping: Any, where: str) -> D:
     """Build dataclass `cls` from a mapping; absent keys take the field's default.
 
     A ValueError of `__post_init__` becomes a ConfigError that names `where`.

@@ -208,7 +208,7 @@ class HarDNet(nn.Layer):
             [N, C, H, W], as PaddleClas feeds every network, or [N, H, W, C].
         recompute: trade time for memory in training (see `HarDBlock`).
         features_only: return the feature maps of `out_indices` instead of classifying.
-        out_indices: which of the strides 4, 8, 16, 32, by position 0 to 3.
+        out_indices: which of the strides 4, 8, 16, 32, by position 0 to 3; None takes all.
 
     `feature_info` lists module, num_chs and reduction of each map (timm's words); `feat_channels`
     and `feat_strides` hold the same as plain lists (PaddleSeg's). `num_features` is the width of
@@ -227,7 +227,7 @@ class HarDNet(nn.Layer):
         data_format: Literal["NCHW", "NHWC"] = "NCHW",
         recompute: bool = False,
         features_only: bool = False,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         units = plan_units(spec, in_channels)
@@ -279,7 +279,10 @@ class HarDNet(nn.Layer):
         """Put a new head for `class_num` classes in place (0: pooled features)."""
         if self.features_only:
             raise ValueError("class_num: a network built with features_only has no classifier")
-        self.base[self._body_length] = self._make_head(class_num)
+        head = self._make_head(class_num)
+        self.base[self._body_length] = head
+        if not self.training:
+            head.eval()
 
     def _make_head(self, class_num: int) -> nn.Sequential:
         pool = nn.AdaptiveAvgPool2D(1, data_format=self.data_format)
@@ -360,7 +363,9 @@ def _check_arguments(class_num: int, in_channels: int, dropout: float, data_form
         raise ValueError(f"data_format: expected 'NCHW' or 'NHWC', got {data_format!r}")
 
 
-def _select(pyramid: list[FeatureInfo], indices: Sequence[int]) -> list[FeatureInfo]:
+def _select(pyramid: list[FeatureInfo], indices: Sequence[int] | None) -> list[FeatureInfo]:
+    if indices is None:
+        return pyramid
     known = range(len(pyramid))
     if not indices or [i for i in known if i in indices] != list(indices):
         raise ValueError(
@@ -393,7 +398,7 @@ def _entry_point(name: str) -> Callable[..., HarDNet]:
         data_format: Literal["NCHW", "NHWC"] = "NCHW",
         recompute: bool = False,
         features_only: bool = False,
-        out_indices: tuple[int, ...] = (0, 1, 2, 3),
+        out_indices: tuple[int, ...] | None = None,
     ) -> HarDNet:
         model = HarDNet(
             spec,

@@ -1,0 +1,127 @@
+"""Checkpoints: three files, read strictly."""
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from tiny_run import TinyNet, arrays, tiny_net, trainer
+
+from ppcls.engine.checkpoint import Checkpointer, Progress, state_arrays
+from ppcls.engine.precision import Precision
+from ppcls.utils.errors import JobError, UserError
+from ppcls.utils.pdparams import load_paddle_file, load_paddle_state_dict, save_pdparams
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = trainer(tmp_path, tiny_net(), eval_during_train=False)
+    run.fit()
+    return run
+
+
+def other(folder, model):
+    optimizer = paddle.optimizer.Momentum(0.1, parameters=model.parameters())
+    return Checkpointer(folder, model, optimizer, Precision(None, "cpu"), {})
+
+
+def test_what_is_in_the_files(run, tmp_path):
+    weights = load_paddle_state_dict(tmp_path / "latest.pdparams")
+    assert list(weights) == list(arrays(run.model))
+    for name, array in arrays(run.model).items():
+        np.testing.assert_array_equal(weights[name], array)
+    states = load_paddle_file(tmp_path / "latest.pdstates")
+    assert (states["schema"], states["epoch"]) == (1, 2)
+    assert Progress(**states["progress"]) == run.progress
+    assert states["recipe"] == {"Arch": {"name": "Tiny"}}
+    optimizer = load_paddle_file(tmp_path / "latest.pdopt")
+    assert optimizer["LR_Scheduler"]["last_epoch"] == 8
+    assert sum("velocity" in name for name in optimizer) == 8
+
+
+def test_paddle_reads_the_weights(run, tmp_path):
+    """`paddle.load` is how other programs read a `.pdparams` file."""
+    state = paddle.load(str(tmp_path / "latest.pdparams"))
+    model = tiny_net(seed=9)
+    missing, unexpected = model.set_state_dict(state)
+    assert (missing, unexpected) == ([], [])
+    np.testing.assert_array_equal(model.fc.weight.numpy(), run.model.fc.weight.numpy())
+
+
+def test_nothing_temporary_is_left(run, tmp_path):
+    stems = {path.name.partition(".")[0] for path in tmp_path.iterdir()}
+    assert stems == {"latest", "epoch_1", "epoch_2", "metrics"}
+
+
+def test_the_previous_file_survives_a_failed_write(run, tmp_path, monkeypatch):
+    before = {path: path.read_bytes() for path in tmp_path.glob("latest.*")}
+    monkeypatch.setattr("os.replace", _refuse)
+    with pytest.raises(JobError, match="latest.pdparams: writing failed: the disk is full"):
+        run.checkpointer.save("latest", run.progress)
+    assert {path: path.read_bytes() for path in tmp_path.glob("latest.*")} == before
+
+
+def _refuse(*_):
+    raise OSError("the disk is full")
+
+
+@pytest.mark.parametrize("suffix", [".pdparams", ".pdopt", ".pdstates"])
+def test_a_set_must_be_complete(run, tmp_path, suffix):
+    (tmp_path / f"latest{suffix}").unlink()
+    with pytest.raises(
+        UserError, match=rf"Global.checkpoints: expected the files latest.* no latest{suffix}"
+    ):
+        other(tmp_path, tiny_net()).load(tmp_path / "latest")
+
+
+@pytest.mark.parametrize("name", ["latest", "latest.pdparams", "latest.pdstates", "epoch_1"])
+def test_ways_to_name_a_set(run, tmp_path, name):
+    model = tiny_net(seed=9)
+    progress = other(tmp_path, model).load(tmp_path / name)
+    assert progress.epoch == (1 if name == "epoch_1" else 2)
+
+
+def test_a_path_with_points_in_its_name(run, tmp_path):
+    for suffix in (".pdparams", ".pdopt", ".pdstates"):
+        (tmp_path / f"lr0.1{suffix}").write_bytes((tmp_path / f"latest{suffix}").read_bytes())
+    assert other(tmp_path, tiny_net()).load(tmp_path / "lr0.1").epoch == 2
+
+
+def test_another_network_is_refused_and_left_alone(run, tmp_path):
+    class Wider(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 9)
+
+    model = Wider()
+    before = arrays(model)
+    with pytest.raises(UserError, match=r"latest.pdparams: does not fit Wider: 2 wrong shape"):
+        other(tmp_path, model).load(tmp_path / "latest")
+    for name, array in arrays(model).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize("content", [{"schema": 2}, {}, [1, 2]])
+def test_states_of_another_schema(run, tmp_path, content):
+    save_pdparams(tmp_path / "latest.pdstates", content)
+    with pytest.raises(UserError, match="latest.pdstates: expected schema 1, found"):
+        other(tmp_path, tiny_net()).load(tmp_path / "latest")
+
+
+def test_a_set_can_be_loaded_into_a_run_that_has_begun(run, tmp_path):
+    wanted = arrays(run.model)
+    velocity = {name: t.numpy() for name, t in run.optimizer.state_dict().items() if "velo" in name}
+    again = trainer(tmp_path / "other", tiny_net(seed=4), eval_during_train=False, max_steps=3)
+    again.fit()
+    again.checkpointer.load(tmp_path / "latest")
+    for name, array in arrays(again.model).items():
+        np.testing.assert_array_equal(array, wanted[name], name)
+    found = {name: t.numpy() for name, t in again.optimizer.state_dict().items() if "velo" in name}
+    assert len(found) == len(velocity) == 8
+    for one, two in zip(found.values(), velocity.values(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_low_precision_weights_are_stored_wide():
+    model = nn.Linear(2, 2)
+    model.to(dtype="bfloat16")
+    assert {array.dtype for array in state_arrays(model).values()} == {np.dtype("float32")}

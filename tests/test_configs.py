@@ -1,0 +1,310 @@
+"""Every recipe of the repository parses and builds, and a typo in it is found and named."""
+
+from pathlib import Path
+
+import pytest
+
+from ppcls.arch import build_model
+from ppcls.data.loader import build_eval_loader, build_train_loader
+from ppcls.data.transforms import build_transforms
+from ppcls.engine.config import load_recipe
+from ppcls.loss import build_loss
+from ppcls.metric import build_metric
+from ppcls.optimizer import build_optimizer, build_schedule
+from ppcls.utils.errors import ConfigError
+
+FOLDER = Path(__file__).parents[1] / "configs" / "HarDNet"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+
+# PaddleClas 2.6's own recipe of HarDNet68, with the label smoothing many of its recipes have.
+STOCK = """\
+# global configs
+Global:
+  checkpoints: null
+  pretrained_model: null
+  output_dir: ./output/
+  device: gpu
+  save_interval: 1
+  eval_during_train: True
+  eval_interval: 1
+  epochs: 120
+  print_batch_step: 10
+  use_visualdl: False
+  # used for static mode and model export
+  image_shape: [3, 224, 224]
+  save_inference_dir: ./inference
+
+# model architecture
+Arch:
+  name: HarDNet68
+  class_num: 1000
+
+# loss function config for traing/eval process
+Loss:
+  Train:
+    - CELoss:
+        weight: 1.0
+        epsilon: 0.1
+  Eval:
+    - CELoss:
+        weight: 1.0
+
+
+Optimizer:
+  name: Momentum
+  momentum: 0.9
+  lr:
+    name: Piecewise
+    learning_rate: 0.1
+    decay_epochs: [30, 60, 90]
+    values: [0.1, 0.01, 0.001, 0.0001]
+  regularizer:
+    name: 'L2'
+    coeff: 0.0001
+
+
+# data loader for train and eval
+DataLoader:
+  Train:
+    dataset:
+      name: ImageNetDataset
+      image_root: ./dataset/ILSVRC2012/
+      cls_label_path: ./dataset/ILSVRC2012/train_list.txt
+      transform_ops:
+        - DecodeImage:
+            to_rgb: True
+            channel_first: False
+        - RandCropImage:
+            size: 224
+        - RandFlipImage:
+            flip_code: 1
+        - NormalizeImage:
+            scale: 1.0/255.0
+            mean: [0.485, 0.456, 0.406]
+            std: [0.229, 0.224, 0.225]
+            order: ''
+
+    sampler:
+      name: DistributedBatchSampler
+      batch_size: 64
+      drop_last: False
+      shuffle: True
+    loader:
+      num_workers: 4
+      use_shared_memory: True
+
+  Eval:
+    dataset:
+      name: ImageNetDataset
+      image_root: ./dataset/ILSVRC2012/
+      cls_label_path: ./dataset/ILSVRC2012/val_list.txt
+      transform_ops:
+        - DecodeImage:
+            to_rgb: True
+            channel_first: False
+        - ResizeImage:
+            resize_short: 256
+        - CropImage:
+            size: 224
+        - NormalizeImage:
+            scale: 1.0/255.0
+            mean: [0.485, 0.456, 0.406]
+            std: [0.229, 0.224, 0.225]
+            order: ''
+    sampler:
+      name: DistributedBatchSampler
+      batch_size: 64
+      drop_last: False
+      shuffle: False
+    loader:
+      num_workers: 4
+      use_shared_memory: True
+
+Infer:
+  infer_imgs: docs/images/inference_deployment/whl_demo.jpg
+  batch_size: 10
+  transforms:
+    - DecodeImage:
+        to_rgb: True
+        channel_first: False
+    - ResizeImage:
+        resize_short: 256
+    - CropImage:
+        size: 224
+    - NormalizeImage:
+        scale: 1.0/255.0
+        mean: [0.485, 0.456, 0.406]
+        std: [0.229, 0.224, 0.225]
+        order: ''
+    - ToCHWImage:
+  PostProcess:
+    name: Topk
+    topk: 5
+    class_id_map_file: ppcls/utils/imagenet1k_label_list.txt
+
+Metric:
+  Train:
+    - TopkAcc:
+        topk: [1, 5]
+  Eval:
+    - TopkAcc:
+        topk: [1, 5]
+"""
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Overrides that point both data sets to a list of ten images nobody opens."""
+    (tmp_path / "list.txt").write_text("".join(f"{i}.png {i}\n" for i in range(10)))
+    sections = (f"DataLoader.{phase}.dataset" for phase in ("Train", "Eval"))
+    paths = {"image_root": tmp_path, "cls_label_path": tmp_path / "list.txt"}
+    return [f"{section}.{key}={path}" for section in sections for key, path in paths.items()]
+
+
+def load(path, overrides=()):
+    return load_recipe(path, overrides, 1)[0]
+
+
+def build_all(recipe):
+    """Build everything a recipe names; return the model and the two loaders."""
+    build_loss(recipe.Loss.Train, "Loss.Train")
+    build_loss(recipe.Loss.Eval, "Loss.Eval")
+    build_metric(recipe.Metric.Train, "Metric.Train", recipe.class_num)
+    build_metric(recipe.Metric.Eval, "Metric.Eval", recipe.class_num)
+    sections = recipe.DataLoader
+    class_num = recipe.class_num
+    train = build_train_loader(sections.Train, "DataLoader.Train", class_num=class_num)
+    evaluation = build_eval_loader(sections.Eval, "DataLoader.Eval", class_num=class_num)
+    build_transforms(recipe.Infer.transforms, "Infer.transforms")
+    epochs = recipe.Global.epochs
+    lr = recipe.Optimizer["lr"]
+    schedule = build_schedule(lr, "Optimizer.lr", epochs=epochs, steps_per_epoch=2)
+    model = build_model({"Arch": recipe.Arch})
+    build_optimizer(recipe.Optimizer, "Optimizer", schedule=schedule, model=model)
+    return model, train, evaluation
+
+
+def test_there_are_recipes():
+    names = {path.stem for path in RECIPES}
+    assert {"HarDNet39_ds", "HarDNet68", "HarDNet68_ds", "HarDNet85"} <= names
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_build(path, data):
+    recipe = load(path, data)
+    model, train, evaluation = build_all(recipe)
+    assert type(model).__name__ == "HarDNet"
+    assert len(train.dataset) == len(evaluation.dataset) == 10
+    assert recipe.Global.device == "auto"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_resolved_recipe_read_again_is_the_same(path, tmp_path):
+    recipe = load(path)
+    (tmp_path / "resolved.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load(tmp_path / "resolved.yaml").to_mapping() == recipe.to_mapping()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_start_with_a_comment_that_holds_their_command(path):
+    text = path.read_text(encoding="utf-8")
+    comment = text[: text.index("\n\n")]
+    assert all(line.startswith("#") for line in comment.splitlines())
+    assert f"tools/train.py -c configs/HarDNet/{path.name}" in comment
+
+
+# The author's recipe, and what the network's file may not change.
+IMAGENET = [path for path in RECIPES if "digits" not in path.stem]
+
+
+@pytest.mark.parametrize("path", IMAGENET, ids=lambda path: path.stem)
+def test_imagenet_recipes_are_the_author_s(path):
+    recipe = load_recipe(path, (), 4)[0]
+    optimizer = recipe.Optimizer
+    assert recipe.Global.epochs == 150 and recipe.class_num == 1000
+    assert recipe.DataLoader.Train.sampler.batch_size == 64
+    assert optimizer["lr"] == {"name": "Cosine", "learning_rate": 0.05, "by_epoch": True}
+    assert (optimizer["momentum"], optimizer["use_nesterov"]) == (0.9, True)
+    assert optimizer["regularizer"] == {"name": "L2", "coeff": 6e-5}
+    evaluation = recipe.DataLoader.Eval.dataset["transform_ops"]
+    assert evaluation[1]["ResizeImage"]["backend"] == "pil"  # worth about a point of accuracy
+    assert recipe.Infer.transforms[:-1] == evaluation
+
+
+TRAIN, EVAL = "DataLoader.Train", "DataLoader.Eval"
+OPS = "dataset.transform_ops"
+
+TYPOS = [
+    ("Globl.epochs=1", "unknown section 'Globl'; did you mean 'Global'"),
+    ("Global.epoch=1", "Global: unknown key 'epoch'; did you mean 'epochs'"),
+    ("Global.print_batch_steps=1", "did you mean 'print_batch_step'"),
+    ("AMP.use_amps=True", "AMP: unknown key 'use_amps'; did you mean 'use_amp'"),
+    ("AMP.level=O3", "AMP.level: expected one of 'O0', 'O1', 'O2', got 'O3'"),
+    ("Arch.name=HarDNet69", "unknown Arch 'HarDNet69'; did you mean 'HarDNet6"),
+    ("Arch.class_nums=10", "Arch: unknown key 'class_nums'; did you mean 'class_num'"),
+    ("Loss.Trian=[CELoss]", "Loss: unknown key 'Trian'; did you mean 'Train'"),
+    ("Loss.Train=[CELos]", "unknown loss 'CELos'; did you mean 'CELoss'"),
+    ("Loss.Train.0.CELoss.epsilonn=0.1", "unknown key 'epsilonn'; did you mean 'epsilon'"),
+    ("Loss.Eval.0.CELoss.weigth=1", "unknown key 'weigth'"),
+    ("Metric.Eval=[TopkAccs]", "unknown metric 'TopkAccs'; did you mean 'TopkAcc'"),
+    ("Metric.Eval.0.TopkAcc.top=1", "unknown key 'top'; did you mean 'topk'"),
+    ("Optimizer.name=Momentums", "unknown optimizer 'Momentums'; did you mean 'Momentum'"),
+    ("Optimizer.momentun=0.9", "Optimizer: unknown key 'momentun'; did you mean 'momentum'"),
+    ("Optimizer.lr.name=Cosin", "unknown learning-rate schedule 'Cosin'; did you mean 'Cosine'"),
+    ("Optimizer.lr.warmup_epochs=1", "unknown key 'warmup_epochs'; did you mean 'warmup_epoch'"),
+    ("Optimizer.regularizer.coef=1", "unknown key 'coef'; did you mean 'coeff'"),
+    ("DataLoader.Trains.sampler=1", "DataLoader: unknown key 'Trains'; did you mean 'Train'"),
+    (f"{TRAIN}.datasets.name=x", "unknown key 'datasets'; did you mean 'dataset'"),
+    (f"{TRAIN}.dataset.name=ImagenetDataset", "did you mean 'ImageNetDataset'"),
+    (f"{TRAIN}.dataset.image_rot=x", "unknown key 'image_rot'; did you mean 'image_root'"),
+    (f"{TRAIN}.sampler.batchsize=1", "unknown key 'batchsize'; did you mean 'batch_size'"),
+    (f"{EVAL}.loader.num_worker=1", "unknown key 'num_worker'; did you mean 'num_workers'"),
+    (f"{TRAIN}.{OPS}.0=DecodeImages", "unknown transform 'DecodeImages'; did you mean 'DecodeIm"),
+    (f"{EVAL}.{OPS}.0.DecodeImage.to_rbg=1", "unknown key 'to_rbg'; did you mean 'to_rgb'"),
+    ("Infer.infer_img=x", "Infer: unknown key 'infer_img'; did you mean 'infer_imgs'"),
+    ("Infer.PostProcess.topks=1", "unknown key 'topks'; did you mean 'topk'"),
+    ("Infer.PostProcess.name=TopK", "expected one of 'Topk', got 'TopK'"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), TYPOS, ids=[typo[0] for typo in TYPOS])
+@pytest.mark.parametrize("name", ["HarDNet68", "HarDNet39_ds_digits"])
+def test_a_typo_is_named_with_the_closest_key(name, override, message, data):
+    with pytest.raises(ConfigError) as error:
+        build_all(load(FOLDER / f"{name}.yaml", [*data, override]))
+    assert message in str(error.value)
+
+
+# ---------------------------------------------------------------- PaddleClas's own file
+
+
+@pytest.fixture
+def stock(tmp_path):
+    path = tmp_path / "HarDNet68.yaml"
+    path.write_text(STOCK)
+    return path
+
+
+def test_a_stock_recipe_builds(stock, data):
+    recipe = load(stock)
+    assert recipe.Global.device == "gpu" and recipe.Global.epochs == 120
+    assert recipe.Infer.infer_imgs.endswith("whl_demo.jpg")
+    _, train, _ = build_all(load(stock, data))
+    assert train.sampler.batch_size == 64
+
+
+def test_a_stock_recipe_follows_its_own_schedule(stock):
+    lr = load(stock).Optimizer["lr"]
+    schedule = build_schedule(lr, "Optimizer.lr", epochs=120, steps_per_epoch=10)
+    values = [schedule.at(epoch * 10) for epoch in (0, 29, 30, 60, 90, 119)]
+    assert values == [0.1, 0.1, 0.01, 0.001, 0.0001, 0.0001]
+
+
+def test_a_stock_recipe_takes_the_usual_overrides(stock):
+    overrides = ["Global.device=cpu", f"{TRAIN}.sampler.batch_size=32", "Arch.pretrained=False"]
+    overrides += ["Metric.Train.0.TopkAcc.topk=[1,3]", "Optimizer.lr.values=[0.1, 5e-2, 1e-2, 0]"]
+    recipe = load(stock, overrides)
+    assert recipe.Global.device == "cpu" and recipe.DataLoader.Train.sampler.batch_size == 32
+    assert recipe.Metric.Train == [{"TopkAcc": {"topk": [1, 3]}}]
+    schedule = build_schedule(recipe.Optimizer["lr"], "lr", epochs=120, steps_per_epoch=1)
+    assert [schedule.at(epoch) for epoch in (0, 30, 60, 90)] == [0.1, 0.05, 0.01, 0.0]
