@@ -1,10 +1,15 @@
 """Fixtures every folder can use. pytest puts this folder on `sys.path`: `import oracle` works."""
 
 import logging
+import sys
 from pathlib import Path
 
 import PIL.Image  # noqa: F401  before Paddle, which brings a libjpeg and a libpng of its own
 import pytest
+
+
+# As if a tool were started from there: it finds its neighbour `_bootstrap`.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import paddle
 from paddle import nn
 
 from ppcls.arch import zoo
@@ -68,5 +69,10 @@ def build_model(config: Mapping[str, Any]) -> nn.Layer:
         raise ConfigError(f"Arch: expected a mapping with a 'name', got {section!r}")
     params = {k: v for k, v in section.items() if k not in ("name", "use_sync_bn")}
     use_sync_bn = schema.coerce(section.get("use_sync_bn", False), bool, "Arch.use_sync_bn")
+    if use_sync_bn and paddle.device.get_device().startswith("cpu"):
+        raise ConfigError(
+            "Arch.use_sync_bn: expected False on a CPU, where Paddle has no synchronised batch "
+            "norm, got True"
+        )
     model = _build(section["name"], params, "Arch")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if use_sync_bn else model

@@ -40,7 +40,7 @@ class GlobalConfig:
     pretrained_model: str | None = None  # weights to start from; another class count: a new head
     checkpoints: str | None = None  # a run to go on with: a path without its suffix
     update_freq: int = 1  # steps per update; their gradients are those of one large batch
-    max_steps: int | None = None  # stop after so many steps, for smoke runs
+    max_steps: int | None = None  # for smoke runs: stop after so many, as if the epoch ended
     save_interval: int = 1  # epochs between epoch_N checkpoints
     eval_during_train: bool = True
     eval_interval: int = 1  # epochs

@@ -356,14 +356,25 @@ def test_bfloat16(level):
 
 
 def test_sync_batch_norm_keeps_the_keys():
-    model = build_model({"Arch": {"name": "HarDNet39_ds", "class_num": 5, "use_sync_bn": True}})
     plain = create_model("HarDNet39_ds", class_num=5)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(create_model("HarDNet39_ds", class_num=5))
     assert list(model.state_dict()) == list(plain.state_dict())
     assert not any(isinstance(part, nn.BatchNorm2D) for part in model.sublayers())
     norms = [part for part in model.sublayers() if isinstance(part, nn.SyncBatchNorm)]
     assert len(norms) == 74
     assert {(norm._momentum, norm._epsilon) for norm in norms} == {(0.9, 1e-5)}
     copy_of(plain, model)
+
+
+def test_sync_batch_norm_needs_a_gpu():
+    config = {"Arch": {"name": "HarDNet39_ds", "use_sync_bn": True}}
+    with pytest.raises(ConfigError, match="Arch.use_sync_bn: expected False on a CPU"):
+        build_model(config)
+
+
+def test_reset_classifier_checks_its_argument():
+    with pytest.raises(ValueError, match="class_num: expected 0 or more, got -1"):
+        HarDNet(TINY, class_num=4).reset_classifier(-1)
 
 
 @pytest.mark.gpu  # Paddle has no such kernel for a CPU

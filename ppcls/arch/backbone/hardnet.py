@@ -107,7 +107,8 @@ class HarDBlock(nn.Layer):
 
     Layer n reads layers n - 2**p for every 2**p dividing n; the output concatenates the odd layers
     and the last. With `recompute` the block keeps only its input for the backward pass and runs
-    again there: less memory, more time, the same gradients and the same running statistics.
+    again there: less memory, more time, the same gradients and the same running statistics. In a
+    static graph `recompute` has no effect.
     """
 
     def __init__(self, unit: BlockUnit, data_format: str = "NCHW", recompute: bool = False) -> None:
@@ -121,7 +122,7 @@ class HarDBlock(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Map x [N, C, H, W] to [N, plan.out_channels, H, W] (channels last with NHWC)."""
-        if self.recompute and self.training and not x.stop_gradient:
+        if self.recompute and self.training and paddle.in_dynamic_mode() and not x.stop_gradient:
             return _recompute(self, x)
         return self._run(x)
 
@@ -279,6 +280,7 @@ class HarDNet(nn.Layer):
         """Put a new head for `class_num` classes in place (0: pooled features)."""
         if self.features_only:
             raise ValueError("class_num: a network built with features_only has no classifier")
+        _check_arguments(class_num, self.in_channels, self.dropout, self.data_format)
         head = self._make_head(class_num)
         self.base[self._body_length] = head
         if not self.training:
