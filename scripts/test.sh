@@ -81,4 +81,6 @@ ensure_project cpu zoo digits test
 lint
 [ "$old_paddle" != true ] || smoke_test_old_paddle
 say "== pytest"
-.venv/bin/python -m pytest ${arguments[@]+"${arguments[@]}"}
+# One thread for each of the workers: sums then do not depend on the machine, and cores are shared.
+PPCLS_NUM_THREADS=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --dist loadfile \
+    ${arguments[@]+"${arguments[@]}"}

@@ -60,6 +60,7 @@ class Checkpointer:
         self.optimizer = optimizer
         self.precision = precision
         self.recipe = recipe
+        self._has_saved = False  # what an earlier run left in the folder is not this run's
 
     def save(self, tag: str, progress: Progress) -> Path:
         """Write the set called `tag` (`latest`, `best_model`, `epoch_3`); return its stem."""
@@ -75,7 +76,13 @@ class Checkpointer:
         save_pdparams(_file(stem, ".pdparams"), state_arrays(self.model))
         save_pdparams(_file(stem, ".pdopt"), _to_arrays(self.optimizer.state_dict()))
         save_pdparams(_file(stem, ".pdstates"), states)
+        self._has_saved = True
         return stem
+
+    def newest(self) -> Path | None:
+        """Return the stem of the newest set of this run, or None before the first."""
+        stem = self.folder / "latest"
+        return stem if self._has_saved and _file(stem, ".pdstates").is_file() else None
 
     def load(self, path: str | Path) -> Progress:
         """Restore everything `save` wrote; `path` has no suffix, or that of one of the files.
@@ -98,6 +105,7 @@ class Checkpointer:
         load_state(self.model, weights, f"{stem}.pdparams")
         self._load_optimizer(optimizer, states["parameter_names"])
         self.precision.load_state_dict(states["scaler"])
+        self._has_saved = self._has_saved or stem.parent.resolve() == self.folder.resolve()
         return Progress(**states["progress"])
 
     def _load_optimizer(self, state: dict[str, Any], saved_names: Mapping[str, str]) -> None:

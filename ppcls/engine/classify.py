@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
+import ppcls
 from ppcls.data.transforms import Compose, ToCHWImage, build_transforms
 from ppcls.engine.build import Session, build_network, require_weights, to_static
 from ppcls.engine.config import PostProcessConfig, Recipe
@@ -113,13 +114,21 @@ def _split(line: str) -> tuple[str, str, str]:
 def _class_names(post: PostProcessConfig, class_num: int) -> dict[int, str] | None:
     if post.class_id_map_file is None:
         return None
-    names = read_class_names(post.class_id_map_file, post.delimiter)
+    names = read_class_names(_packaged(post.class_id_map_file), post.delimiter)
     if sorted(names) != list(range(class_num)):
         raise DataError(
             f"{post.class_id_map_file}: expected names of the classes 0 to {class_num - 1} "
             f"(Arch.class_num), found {len(names)} names"
         )
     return names
+
+
+def _packaged(path: str) -> Path:
+    """A path such as PaddleClas's `ppcls/utils/imagenet1k_label_list.txt` also means the file of
+    this package, from any folder."""
+    if not Path(path).exists() and path.startswith("ppcls/"):
+        return Path(ppcls.__file__).parents[1] / path
+    return Path(path)
 
 
 def _transforms(recipe: Recipe) -> Compose:

@@ -228,10 +228,9 @@ class Trainer:
         where, loss = self._unchecked
         self._unchecked = None
         if not math.isfinite(float(loss)):
-            raise JobError(
-                f"{where}: expected a finite loss, got {float(loss)}; "
-                f"the last good checkpoint stays in {self.checkpointer.folder}"
-            )
+            newest = self.checkpointer.newest()
+            kept = f"the last good checkpoint is {newest}" if newest else "none was saved yet"
+            raise JobError(f"{where}: expected a finite loss, got {float(loss)}; {kept}")
 
     def _log_step(self, epoch: int, step: int, lr: float, sums: _Sums, clock: _Clock) -> None:
         self._check_finite()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ppcls.utils import distributed
 from ppcls.utils.errors import JobError, UserError
 from ppcls.utils.fileio import atomic_write
 
@@ -57,14 +58,17 @@ def run(
     """
     args = parser.parse_args(argv)
     try:
+        if args.json and not args.json.absolute().parent.is_dir():
+            raise UserError(f"--json {args.json}: expected a folder that exists")
         result = command(args)
-        if args.json and result is not None:
+        if args.json and result is not None and distributed.rank() == 0:
             text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
             atomic_write(args.json, lambda stream: stream.write(text.encode()))
     except (UserError, JobError) as error:
         if args.debug:
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        rank = f"rank {distributed.rank()}: " if distributed.world_size() > 1 else ""
+        print(f"error: {rank}{' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_MISTAKE if isinstance(error, UserError) else EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -170,7 +170,7 @@ def load(
 
 def _check_section(mapping: Mapping, text: str) -> None:
     """A first key in another case, or of the other schema, deserves the better answer early."""
-    section = text.partition("=")[0].split(".")[0].strip()
+    section = parse_override(text)[0][0]
     if section not in mapping and section not in legacy_config.SECTIONS:
         hint = did_you_mean(section, [*mapping, *legacy_config.SECTIONS])
         known = ", ".join(legacy_config.SECTIONS)

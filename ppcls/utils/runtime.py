@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from ppcls.utils import distributed
@@ -50,6 +51,8 @@ def import_paddle() -> str:
         for line in noise.getvalue().splitlines():
             if not any(known in line for known in _PADDLE_NOISE):
                 print(line, file=sys.stderr)
+    # Said at every start of a training, of the behaviour everybody expects.
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean")
     # Paddle's own handler allocates memory: a SIGTERM that arrives inside malloc hung the process.
     paddle.disable_signal_handler()
     return ", ".join(text for text in chosen if text)

@@ -49,11 +49,12 @@ def describe(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(describe(arg) for arg in args)
     if origin in (list, tuple, dict) or annotation in (list, tuple, dict):
-        inner = [arg for arg in args if arg is not Ellipsis]
+        inner = [arg for arg in args if arg not in (Ellipsis, Any)]
         base = "a mapping" if (origin or annotation) is dict else "a list"
         if origin is tuple and Ellipsis not in args:
             return f"a list of {len(args)} ({', '.join(describe(arg) for arg in args)})"
-        return f"{base} of {describe(inner[-1])}" if inner else base
+        is_plain = not inner or (base == "a mapping" and Any in args)
+        return base if is_plain else f"{base} of {describe(inner[-1])}"
     words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
     return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
 

@@ -6,7 +6,7 @@ import io
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ppcls.data.transforms.base import TRANSFORMS, Backend
 
@@ -86,6 +86,8 @@ def decode_pil(data: bytes) -> np.ndarray:
             if limit is not None and image.width * image.height > limit:
                 raise ValueError(f"expected at most {limit} pixels, got {image.size}")
             return pil_to_rgb(image)
+    except UnidentifiedImageError as error:  # its own text names a memory address
+        raise ValueError("cannot decode the image: it is of no known format") from error
     except Exception as error:
         # Pillow's readers raise nearly anything for a damaged file: OSError, SyntaxError,
         # struct.error, zlib.error, IndexError, DecompressionBombError...
