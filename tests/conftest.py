@@ -7,7 +7,6 @@ from pathlib import Path
 import PIL.Image  # noqa: F401  before Paddle, which brings a libjpeg and a libpng of its own
 import pytest
 
-
 # As if a tool were started from there: it finds its neighbour `_bootstrap`.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 

@@ -212,7 +212,10 @@ def test_a_mistake_ends_every_process_with_one_line_each(finished):
     folder, (run,) = finished["mistake"]
     assert run.code != 0
     first = (folder / "log" / "workerlog.0").read_text()
-    assert len(re.findall(r"^error: rank 0: nowhere\.txt: cannot read the list file", first, re.M)) == 1
+    assert (
+        len(re.findall(r"^error: rank 0: nowhere\.txt: cannot read the list file", first, re.M))
+        == 1
+    )
     for rank in range(2):
         assert "Traceback" not in (folder / "log" / f"workerlog.{rank}").read_text()
     assert not (folder / "output").exists()
