@@ -2,7 +2,7 @@
 
 Paper: P. Chao et al., "HarDNet: A Low Memory Traffic Network", ICCV 2019 (arXiv 1909.00948).
 Official implementation: PingoLH/Pytorch-HarDNet (MIT), file `hardnet.py`. The arithmetic of links
-and widths is in `hardnet_plan.py`.
+and widths is in `hardnet_plan.py`, the block in `hardnet_block.py`.
 
 State-dict keys are a file format: they are the official ones with Paddle's suffixes
 (`base.4.conv.weight`, `base.4.norm._mean`), the same as in PaddleClas, so that released files load.
@@ -11,27 +11,19 @@ That is why the network is one flat list called `base`; `stem`, `stages` and `he
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import paddle
 from paddle import nn
-from paddle.nn import functional as F
 
+from ppcls.arch.backbone.hardnet_block import CHANNEL_AXIS, HarDBlock, make_unit
 from ppcls.arch.backbone.hardnet_plan import (
     VARIANTS,
     BlockUnit,
-    ConvUnit,
-    DepthwiseUnit,
-    DropoutUnit,
     FeatureInfo,
     HarDNetSpec,
-    LayerPlan,
-    PoolUnit,
-    Unit,
-    block_layer_units,
     feature_pyramid,
     plan_block,
     plan_units,
@@ -49,152 +41,6 @@ __all__ = [
     "HarDNet85",
     "plan_block",
 ]
-
-_CHANNEL_AXIS = {"NCHW": 1, "NHWC": -1}
-
-
-class ConvBNReLU6(nn.Layer):
-    """Convolution without bias, batch norm, ReLU6."""
-
-    def __init__(self, unit: ConvUnit, data_format: str = "NCHW") -> None:
-        super().__init__()
-        self.conv = nn.Conv2D(
-            unit.in_channels,
-            unit.out_channels,
-            unit.kernel,
-            stride=unit.stride,
-            padding=unit.kernel // 2,
-            weight_attr=nn.initializer.XavierNormal(),
-            bias_attr=False,
-            data_format=data_format,
-        )
-        self.norm = _batch_norm(unit.out_channels, data_format)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return F.relu6(self.norm(self.conv(x)))
-
-
-class DepthwiseConvBN(nn.Layer):
-    """Depthwise 3x3 convolution without bias, batch norm, no activation."""
-
-    def __init__(self, unit: DepthwiseUnit, data_format: str = "NCHW") -> None:
-        super().__init__()
-        self.dwconv = nn.Conv2D(
-            unit.channels,
-            unit.channels,
-            kernel_size=3,
-            stride=unit.stride,
-            padding=1,
-            groups=unit.channels,
-            # fan_out counts every output channel, as in the official code: depthwise kernels
-            # start far smaller than their own 9 inputs would ask for.
-            weight_attr=nn.initializer.XavierNormal(fan_in=9, fan_out=9 * unit.channels),
-            bias_attr=False,
-            data_format=data_format,
-        )
-        self.norm = _batch_norm(unit.channels, data_format)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.norm(self.dwconv(x))
-
-
-def _batch_norm(channels: int, data_format: str) -> nn.BatchNorm2D:
-    return nn.BatchNorm2D(channels, momentum=0.9, epsilon=1e-5, data_format=data_format)
-
-
-class HarDBlock(nn.Layer):
-    """A Harmonic Dense Block (paper section 3.1).
-
-    Layer n reads layers n - 2**p for every 2**p dividing n; the output concatenates the odd layers
-    and the last. With `recompute` the block keeps only its input for the backward pass and runs
-    again there: less memory, more time, the same gradients and the same running statistics. In a
-    static graph `recompute` has no effect.
-    """
-
-    def __init__(self, unit: BlockUnit, data_format: str = "NCHW", recompute: bool = False) -> None:
-        super().__init__()
-        self.plan = unit.plan
-        self.recompute = recompute
-        self._axis = _CHANNEL_AXIS[data_format]
-        self.layers = nn.LayerList(
-            [_block_layer(layer, unit.depthwise, data_format) for layer in unit.plan.layers]
-        )
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """Map x [N, C, H, W] to [N, plan.out_channels, H, W] (channels last with NHWC)."""
-        if self.recompute and self.training and paddle.in_dynamic_mode() and not x.stop_gradient:
-            return _recompute(self, x)
-        return self._run(x)
-
-    def _run(self, x: paddle.Tensor) -> paddle.Tensor:
-        outputs = [x]
-        for index, layer in enumerate(self.layers):
-            links = self.plan.layers[index].links
-            outputs.append(layer(self._concat([outputs[link] for link in links])))
-        return self._concat([outputs[number] for number in self.plan.outputs])
-
-    def _concat(self, tensors: list[paddle.Tensor]) -> paddle.Tensor:
-        return tensors[0] if len(tensors) == 1 else paddle.concat(tensors, axis=self._axis)
-
-
-class DepthwiseSeparable(nn.Layer):
-    """A block layer of the "ds" networks: pointwise with ReLU6, then depthwise without."""
-
-    def __init__(self, layer: LayerPlan, data_format: str = "NCHW") -> None:
-        super().__init__()
-        for name, unit in block_layer_units(layer, depthwise=True):
-            self.add_sublayer(name, _make_unit(unit, data_format))
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.layer2(self.layer1(x))
-
-
-def _block_layer(layer: LayerPlan, depthwise: bool, data_format: str) -> nn.Layer:
-    if depthwise:
-        return DepthwiseSeparable(layer, data_format)
-    ((_, unit),) = block_layer_units(layer, depthwise=False)
-    return ConvBNReLU6(unit, data_format)
-
-
-def _recompute(block: HarDBlock, x: paddle.Tensor) -> paddle.Tensor:
-    from paddle.distributed.fleet.utils import recompute  # slow to import, rarely wanted
-
-    calls = 0
-
-    def run(x: paddle.Tensor) -> paddle.Tensor:
-        nonlocal calls
-        calls += 1
-        # Batch norm must see the batch once: a second pass would update its statistics again.
-        with _frozen_statistics(block) if calls > 1 else contextlib.nullcontext():
-            return block._run(x)
-
-    return recompute(run, x, preserve_rng_state=False, use_reentrant=False)
-
-
-@contextlib.contextmanager
-def _frozen_statistics(layer: nn.Layer) -> Iterator[None]:
-    norms = [part for part in layer.sublayers() if hasattr(part, "_momentum")]
-    momenta = [norm._momentum for norm in norms]
-    for norm in norms:
-        norm._momentum = 1.0  # keep all of the old value
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm._momentum = momentum
-
-
-def _make_unit(unit: Unit, data_format: str, recompute: bool = False) -> nn.Layer:
-    if isinstance(unit, ConvUnit):
-        return ConvBNReLU6(unit, data_format)
-    if isinstance(unit, DepthwiseUnit):
-        return DepthwiseConvBN(unit, data_format)
-    if isinstance(unit, BlockUnit):
-        return HarDBlock(unit, data_format, recompute)
-    if isinstance(unit, PoolUnit):
-        return nn.MaxPool2D(unit.kernel, unit.stride, unit.padding, data_format=data_format)
-    assert isinstance(unit, DropoutUnit), unit
-    return nn.Dropout(unit.p)
 
 
 class HarDNet(nn.Layer):
@@ -242,7 +88,7 @@ class HarDNet(nn.Layer):
         self._pyramid = _select(feature_pyramid(units), out_indices)
         self._stem_length = next(i for i, u in enumerate(units) if isinstance(u, BlockUnit))
         self._body_length = len(units)
-        self.base = nn.LayerList([_make_unit(unit, data_format, recompute) for unit in units])
+        self.base = nn.LayerList([make_unit(unit, data_format, recompute) for unit in units])
         if not features_only:
             self.base.append(self._make_head(class_num))
 
@@ -361,7 +207,7 @@ def _check_arguments(class_num: int, in_channels: int, dropout: float, data_form
         raise ValueError(f"in_channels: expected 1 or more, got {in_channels}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: expected a number in [0, 1), got {dropout}")
-    if data_format not in _CHANNEL_AXIS:
+    if data_format not in CHANNEL_AXIS:
         raise ValueError(f"data_format: expected 'NCHW' or 'NHWC', got {data_format!r}")
 
 
