@@ -1,19 +1,147 @@
-"""Loading weights into networks: strict, and told what did not fit."""
+"""Published weights, and loading weights into networks: strict, and told what did not fit."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
+import urllib.parse
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import paddle
 from paddle import nn
 
+from ppcls.arch.backbone.hardnet_plan import VARIANTS, plan_units
+from ppcls.utils.download import fetch
 from ppcls.utils.errors import UserError
-from ppcls.utils.pdparams import load_paddle_state_dict
 
 logger = logging.getLogger("ppcls")
+
+
+# What is published --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalTransform:
+    """How images are prepared where an accuracy was measured; sizes in pixels, values 0 to 1."""
+
+    backend: str  # the library that decodes and resizes
+    style: str  # whose rounding of sizes
+    resize_short: int = 256
+    crop: int = 224
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def transform_ops(self) -> list[dict]:
+        """The list a recipe writes under `transform_ops`."""
+        resize = {"resize_short": self.resize_short, "interpolation": self.interpolation}
+        normalize = {"mean": list(self.mean), "std": list(self.std)}
+        return [
+            {"DecodeImage": {"to_rgb": True, "channel_first": False, "backend": self.backend}},
+            {"ResizeImage": {**resize, "backend": self.backend, "style": self.style}},
+            {"CropImage": {"size": self.crop, "style": self.style}},
+            {"NormalizeImage": {"scale": "1.0/255.0", **normalize, "order": ""}},
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedWeights:
+    """One published file of ImageNet-1k weights.
+
+    The accuracies, in percent on the 50,000 validation images at 224x224, are the publisher's
+    statements, not measured here; None is what is not stated.
+    """
+
+    arch: str
+    file: str
+    urls: tuple[str, ...]
+    publisher: str
+    page: str  # where the publisher states the accuracy
+    licence: str  # of the publisher's repository
+    transform: EvalTransform
+    top1: float
+    top5: float | None = None
+    other_name: str | None = None  # the same weights are also called so
+    sha256: str | None = None  # or its first digits
+    git_blob: str | None = None
+    size: int | None = None  # bytes
+    class_num: int = 1000
+
+
+_PIL = EvalTransform(backend="pil", style="torchvision")
+_OPENCV = EvalTransform(backend="cv2", style="paddleclas")
+_GITHUB = "https://github.com/PingoLH/Pytorch-HarDNet"
+_COMMIT = "de9662f30ffa7474c8a24b4bceb38b49be0903a0"
+
+
+def _paddleclas(arch: str, top1: float, top5: float) -> PublishedWeights:
+    file = f"{arch}_pretrained.pdparams"
+    return PublishedWeights(
+        arch=arch,
+        file=file,
+        urls=(f"https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/{file}",),
+        publisher="PaddleClas",
+        page="PaddlePaddle/PaddleClas, docs/en/models/HarDNet_en.md",
+        licence="Apache-2.0",
+        transform=_OPENCV,
+        top1=top1,
+        top5=top5,
+    )
+
+
+def _official(arch: str, name: str, sha256: str, top1: float, git_blob: str | None = None):
+    """The authors' PyTorch file. By PyTorch's convention its name ends in digits of its SHA-256;
+    a file that is in the authors' repository is known by its git blob there too."""
+    file, short = f"{name}-{sha256}.pth", f"{name}.pth"
+    in_repository = (f"{_GITHUB}/raw/{_COMMIT}/{short}",) if git_blob else ()
+    return PublishedWeights(
+        arch=arch,
+        file=file,
+        urls=(*in_repository, f"https://ping-chao.com/hardnet/{file}"),
+        publisher="the authors of HarDNet",
+        page=f"{_GITHUB} (README)",
+        licence="MIT",
+        transform=_PIL,
+        top1=top1,
+        other_name=short,
+        sha256=sha256,
+        git_blob=git_blob,
+    )
+
+
+# For each network the first row is what `pretrained=True` means.
+PUBLISHED: tuple[PublishedWeights, ...] = (
+    _paddleclas("HarDNet39_ds", 71.33, 89.98),
+    _paddleclas("HarDNet68_ds", 73.62, 91.52),
+    _paddleclas("HarDNet68", 75.46, 92.65),
+    _paddleclas("HarDNet85", 77.44, 93.55),
+    _official(
+        "HarDNet39_ds", "hardnet39ds", "0e6c6fa9", 72.1, "5b99f2587b2f28687aef03f8cf1c00dbb7c73294"
+    ),
+    _official(
+        "HarDNet68_ds", "hardnet68ds", "632474d2", 74.3, "f036deac5ad828a7838dc8101cd66112bcb55ec0"
+    ),
+    _official(
+        "HarDNet68", "hardnet68", "5d684880", 76.5, "1cf247ba4935866c16d0f02c886797f860fb1366"
+    ),
+    _official("HarDNet85", "hardnet85", "a28faa00", 78.0),
+)
+
+
+def published(name: str) -> PublishedWeights | None:
+    """Return the file a user means by `name`: a network or a file, in any case, or its address."""
+    for row in PUBLISHED:
+        names = {row.arch, row.file, row.file.rsplit(".", 1)[0], row.other_name}
+        if name in row.urls or name.lower() in {n.lower() for n in names if n}:
+            return row
+    return None
+
+
+# From what a user writes to a file ----------------------------------------------------------------
 
 
 def weights_file(path: str | Path) -> Path:
@@ -28,6 +156,87 @@ def weights_file(path: str | Path) -> Path:
     raise UserError(f"{path}: no such weight file (nor {given.name}.pdparams beside it)")
 
 
+def find_weights(pretrained: bool | str | Path, arch: str | None) -> Path:
+    """Return the file for `pretrained`: True (what is published for `arch`), a path, an address,
+    or a published name such as "HarDNet68" or "hardnet68-5d684880.pth"; a local file comes first.
+
+    Downloads what is not in the cache. Raises UserError when there is nothing to be had.
+    """
+    if pretrained is True:
+        row = published(arch or "")
+        if row is None:
+            raise UserError("pretrained: no weights are published for this network; name a file")
+        return _fetch_published(row, arch)
+    name = str(pretrained)
+    row = published(name)
+    if "://" in name and row is None:
+        return _fetch_address(name)
+    try:
+        return weights_file(name)
+    except UserError:
+        if row is None:
+            raise
+    return _fetch_published(row, arch)
+
+
+def _fetch_published(row: PublishedWeights, arch: str | None) -> Path:
+    if arch is not None and arch != row.arch:
+        raise UserError(f"{row.file}: expected weights of {arch}, these are those of {row.arch}")
+    logger.info(
+        "%s by %s: top-1 %.2f %% on ImageNet-1k by their own measurement",
+        row.file,
+        row.publisher,
+        row.top1,
+    )
+    return fetch(row.urls, row.file, sha256=row.sha256, git_blob=row.git_blob, size=row.size)
+
+
+def _fetch_address(url: str) -> Path:
+    """Addresses share the cache: the file's name there begins with a digest of the address."""
+    last = urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1]
+    plain = re.sub(r"[^\w.+-]", "_", last, flags=re.ASCII)[-100:] or "weights"
+    name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{plain}"
+    return fetch(url, name, sha256=None, use_mirror=False)
+
+
+# Into a network -----------------------------------------------------------------------------------
+
+
+def load_pretrained(
+    model: nn.Layer,
+    name: str | None,
+    pretrained: bool | str | Path,
+    *,
+    new_head: bool = True,
+) -> None:
+    """Load weights into `model`, a network of the architecture `name` (None: not one of ours).
+
+    `pretrained` is what `find_weights` takes; False does nothing. A file may hold Paddle's or
+    PyTorch's weights. A network without classifier leaves the file's out; with `new_head`, one of
+    another class count keeps its own, newly drawn, and says so. All else must fit: UserError.
+    """
+    if pretrained is False:
+        return
+    # Imported late: `convert` builds on `arch`.
+    from ppcls.convert.load import load_weights
+
+    path = find_weights(pretrained, name)
+    state = load_weights(path, name)
+    head = _head_names(name) - set(model.state_dict())
+    state = {key: value for key, value in state.items() if key not in head}
+    kept = load_state(model, state, str(path), new_head=new_head)
+    logger.info("weights: %s", path)
+    if kept:
+        logger.info("new classifier, other class count: %s start anew", ", ".join(kept))
+
+
+def _head_names(arch: str | None) -> set[str]:
+    if arch not in VARIANTS:
+        return set()
+    head = f"base.{len(plan_units(VARIANTS[arch]))}.3"
+    return {f"{head}.weight", f"{head}.bias"}
+
+
 def load_state(
     model: nn.Layer, state: Mapping[str, np.ndarray], source: str, *, new_head: bool = False
 ) -> list[str]:
@@ -39,7 +248,8 @@ def load_state(
     Raises UserError listing what is missing, unexpected or of another shape; the model is then
     untouched.
     """
-    target = model.state_dict()
+    # With AMP's O2 a hook makes the state dict one of float32 copies: these are the tensors.
+    target = model.state_dict(use_hook=False)
     kept = _other_head(target, state) if new_head else []
     missing = [name for name in target if name not in state and name not in kept]
     unexpected = [name for name in state if name not in target]
@@ -61,13 +271,9 @@ def load_state(
         raise UserError(f"{source}: does not fit {type(model).__name__}: {'; '.join(problems)}")
     for name, tensor in target.items():
         if name not in kept:
-            tensor.set_value(np.asarray(state[name]).astype(_numpy_dtype(tensor)))
+            value = np.ascontiguousarray(state[name])
+            tensor.set_value(paddle.to_tensor(value, place=tensor.place).astype(tensor.dtype))
     return kept
-
-
-def _numpy_dtype(tensor: paddle.Tensor) -> np.dtype:
-    name = str(tensor.dtype).rsplit(".", 1)[-1]
-    return np.dtype("float32" if name == "bfloat16" else name)
 
 
 def _other_head(target: Mapping[str, paddle.Tensor], state: Mapping[str, np.ndarray]) -> list[str]:
@@ -80,10 +286,3 @@ def _other_head(target: Mapping[str, paddle.Tensor], state: Mapping[str, np.ndar
         and list(np.shape(state[name]))[:-1] == target[name].shape[:-1]
         and list(np.shape(state[name])) != target[name].shape
     ]
-
-
-def load_pretrained(model: nn.Layer, name: str, pretrained: bool | str) -> None:
-    """Load published weights (True) or a weight file (a path) into `model`."""
-    path = weights_file(pretrained)
-    load_state(model, load_paddle_state_dict(path), str(path))
-    logger.info("weights: %s", path)

@@ -13,7 +13,7 @@ from paddle import nn
 
 from ppcls.arch import build_model
 from ppcls.arch.registry import canonical_name
-from ppcls.arch.weights import load_state, weights_file
+from ppcls.arch.weights import load_pretrained
 from ppcls.data.loader import DataLoaderConfig, build_eval_loader, build_train_loader
 from ppcls.engine import parallel
 from ppcls.engine.checkpoint import Checkpointer, Progress
@@ -29,7 +29,6 @@ from ppcls.utils import distributed, seeding
 from ppcls.utils import logger as log
 from ppcls.utils.errors import ConfigError, UserError
 from ppcls.utils.fileio import atomic_write_text
-from ppcls.utils.pdparams import load_paddle_state_dict
 
 logger = logging.getLogger("ppcls")
 
@@ -74,7 +73,7 @@ def open_session(path: str, overrides: Sequence[str], runtime_note: str) -> Sess
 
 
 def build_network(session: Session, *, new_head: bool = False) -> nn.Layer:
-    """Build the network and load `Global.pretrained_model` into it, if there is one.
+    """Build the network and load `Global.pretrained_model` into it: a path, an address or a name.
 
     With `new_head` weights of another class count are welcome: the classifier starts anew.
     """
@@ -82,11 +81,8 @@ def build_network(session: Session, *, new_head: bool = False) -> nn.Layer:
     paddle.seed(seeding.derive(recipe.Global.seed, _INITIAL_WEIGHTS_STREAM))
     model = build_model({"Arch": recipe.Arch})
     if recipe.Global.pretrained_model:
-        path = weights_file(recipe.Global.pretrained_model)
-        kept = load_state(model, load_paddle_state_dict(path), str(path), new_head=new_head)
-        logger.info("weights: %s", path)
-        if kept:
-            logger.info("new classifier, other class count: %s start anew", ", ".join(kept))
+        arch = canonical_name(recipe.Arch["name"])
+        load_pretrained(model, arch, recipe.Global.pretrained_model, new_head=new_head)
     return model
 
 
