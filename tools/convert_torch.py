@@ -25,6 +25,7 @@ from ppcls.convert import (
 )
 from ppcls.convert.mapping import find_architecture
 from ppcls.convert.verify import FLOAT32_TOLERANCE, verify
+from ppcls.utils import runtime
 from ppcls.utils.cli import make_parser, run
 from ppcls.utils.errors import JobError, UserError
 from ppcls.utils.fileio import atomic_write, map_file
@@ -32,15 +33,6 @@ from ppcls.utils.pdparams import save_pdparams, save_safetensors
 
 EXAMPLE = "python tools/convert_torch.py hardnet68.pth HarDNet68.pdparams --verify"
 SUFFIXES = {"paddle": (".pdparams", ".safetensors"), "torch": (".pth", ".pt", ".safetensors")}
-
-# The official files: name, first digits of their SHA-256 (in the name), git blob id in the
-# official repository (None: the file is not in it).
-OFFICIAL = (
-    ("hardnet39ds-0e6c6fa9.pth", "0e6c6fa9", "5b99f2587b2f28687aef03f8cf1c00dbb7c73294"),
-    ("hardnet68ds-632474d2.pth", "632474d2", "f036deac5ad828a7838dc8101cd66112bcb55ec0"),
-    ("hardnet68-5d684880.pth", "5d684880", "1cf247ba4935866c16d0f02c886797f860fb1366"),
-    ("hardnet85-a28faa00.pth", "a28faa00", None),
-)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,14 +66,22 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("IN, OUT, --report and --json: expected different files")
 
 
+def official_files() -> list[Any]:
+    """The authors' PyTorch files among the published weights."""
+    from ppcls.arch.weights import PUBLISHED  # imports Paddle, which takes seconds
+
+    return [row for row in PUBLISHED if row.file.endswith(".pth")]
+
+
 def fingerprint(path: Path) -> dict[str, Any]:
     """Identify a file, and say which official one it is, by either of two checksums."""
     data = map_file(path)
     sha256 = hashlib.sha256(data).hexdigest()
     blob = hashlib.sha1(b"blob %d\0" % len(data), usedforsecurity=False)
     blob.update(data)
-    by_sha = [name for name, prefix, _ in OFFICIAL if sha256.startswith(prefix)]
-    by_blob = [name for name, _, known in OFFICIAL if blob.hexdigest() == known]
+    official = official_files()
+    by_sha = [row.file for row in official if row.sha256 and sha256.startswith(row.sha256)]
+    by_blob = [row.file for row in official if row.git_blob == blob.hexdigest()]
     return {
         "path": str(path),
         "bytes": len(data),
@@ -136,6 +136,7 @@ def write(path: Path, state: Mapping[str, np.ndarray], to: str) -> None:
 
 def convert(args: argparse.Namespace) -> dict[str, Any]:
     check_arguments(args)
+    runtime.import_paddle()
     source = fingerprint(args.source)
     to_paddle = args.to == "paddle"
     given = (load_torch_state_dict if to_paddle else load_paddle_state_dict)(args.source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -100,13 +101,15 @@ def test_the_report(tmp_path, source):
 
 def test_official_files_are_recognised_by_their_checksums(tmp_path, monkeypatch, source):
     sha = hashlib.sha256(source.read_bytes()).hexdigest()[:8]
-    rows = (("by-sha.pth", sha, None), ("other.pth", "f" * 8, "f" * 40))
-    monkeypatch.setattr(convert_torch, "OFFICIAL", rows)
+    row = convert_torch.official_files()[0]
+    by_sha = dataclasses.replace(row, file="by-sha.pth", sha256=sha, git_blob=None)
+    other = dataclasses.replace(row, file="other.pth", sha256="f" * 8, git_blob="f" * 40)
+    monkeypatch.setattr(convert_torch, "official_files", lambda: [by_sha, other])
     found = convert_torch.fingerprint(source)
     assert found["official_by_sha256_prefix"] == "by-sha.pth"
     assert found["official_by_git_blob"] is None
-    rows = (("by-blob.pth", "f" * 8, found["git_blob"]),)
-    monkeypatch.setattr(convert_torch, "OFFICIAL", rows)
+    by_blob = dataclasses.replace(other, file="by-blob.pth", git_blob=found["git_blob"])
+    monkeypatch.setattr(convert_torch, "official_files", lambda: [by_blob])
     assert convert_torch.fingerprint(source)["official_by_git_blob"] == "by-blob.pth"
 
 

@@ -265,8 +265,9 @@ def _entry_point(name: str) -> Callable[..., HarDNet]:
     builder.__name__ = builder.__qualname__ = name
     builder.__doc__ = f"""{name} (paper table 2; official `hardnet.py`).
 
-    `pretrained` takes False, True (the published ImageNet weights) or the path of a weight file.
-    The other arguments are those of `HarDNet`, which it returns.
+    `pretrained` takes False, True (the published ImageNet weights), or a path, an address or a
+    published name of weights (`ppcls.arch.weights.find_weights`). With another `class_num` than
+    theirs the classifier starts anew. The other arguments are those of `HarDNet`, which it returns.
     """
     return ARCHITECTURES.register(name)(builder)
 
