@@ -24,8 +24,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ppcls.utils.cli import make_parser, run
-from ppcls.utils.errors import UserError
+# Also from a clone that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ppcls.utils.cli import make_parser, run  # noqa: E402
+from ppcls.utils.errors import UserError  # noqa: E402
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDE = 32

@@ -19,9 +19,12 @@ import re
 import sys
 from pathlib import Path
 
-from ppcls.utils.cli import make_parser, run
-from ppcls.utils.errors import UserError
-from ppcls.utils.fileio import atomic_write_text
+# Also from a clone that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ppcls.utils.cli import make_parser, run  # noqa: E402
+from ppcls.utils.errors import UserError  # noqa: E402
+from ppcls.utils.fileio import atomic_write_text  # noqa: E402
 
 WNID = re.compile(r"n\d{8}")
 VAL_FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG", re.IGNORECASE)

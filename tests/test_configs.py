@@ -286,7 +286,7 @@ TYPOS = [
     (f"{EVAL}.{OPS}.0.DecodeImage.to_rbg=1", "unknown key 'to_rbg'; did you mean 'to_rgb'"),
     ("Infer.infer_img=x", "Infer: unknown key 'infer_img'; did you mean 'infer_imgs'"),
     ("Infer.PostProcess.topks=1", "unknown key 'topks'; did you mean 'topk'"),
-    ("Infer.PostProcess.name=TopK", "expected one of 'Topk', got 'TopK'"),
+    ("Infer.PostProcess.name=TopK", "expected 'Topk', got 'TopK'"),
 ]
 
 

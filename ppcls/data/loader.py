@@ -20,7 +20,7 @@ from paddle.io import DataLoader
 from ppcls.data.datasets import DATASETS, ClassificationDataset, Sample
 from ppcls.data.sampler import EvalSampler, GlobalBatchSampler, SampleKey
 from ppcls.utils.errors import ConfigError, DataError, JobError
-from ppcls.utils.schema import build_named, parse_dataclass
+from ppcls.utils.schema import at_least, build_named, parse_dataclass
 
 _logger = logging.getLogger("ppcls")
 
@@ -35,8 +35,8 @@ class LoaderConfig:
     timeout: int = 0  # seconds between looks at the workers' health; 0 leaves Paddle's own
 
     def __post_init__(self) -> None:
-        _at_least(0, num_workers=self.num_workers, timeout=self.timeout)
-        _at_least(1, prefetch_factor=self.prefetch_factor)
+        at_least(0, num_workers=self.num_workers, timeout=self.timeout)
+        at_least(1, prefetch_factor=self.prefetch_factor)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class SamplerConfig:
     shuffle: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(1, batch_size=self.batch_size)
+        at_least(1, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,6 @@ class DataLoaderConfig:
     dataset: dict
     sampler: SamplerConfig
     loader: LoaderConfig = field(default_factory=LoaderConfig)
-
-
-def _at_least(low: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < low:
-            raise ValueError(f"{name}: expected a number >= {low}, got {value!r}")
 
 
 class Batch(NamedTuple):

@@ -14,12 +14,12 @@ from paddle import nn
 from ppcls.arch import build_model
 from ppcls.arch.registry import canonical_name
 from ppcls.arch.weights import load_pretrained
-from ppcls.data.loader import DataLoaderConfig, build_eval_loader, build_train_loader
+from ppcls.data.loader import DataLoaderConfig, Loader, build_eval_loader, build_train_loader
 from ppcls.engine import parallel
 from ppcls.engine.checkpoint import Checkpointer, Progress
 from ppcls.engine.config import Recipe, load_recipe
-from ppcls.engine.evaluator import EvalResult, Evaluator
-from ppcls.engine.logbook import Logbook, format_values
+from ppcls.engine.evaluator import EvalResult, Evaluator, logits_of
+from ppcls.engine.logbook import Logbook, check_visualdl, format_values
 from ppcls.engine.precision import Precision
 from ppcls.engine.trainer import Trainer
 from ppcls.loss import build_loss
@@ -27,7 +27,7 @@ from ppcls.metric import build_metric
 from ppcls.optimizer import build_optimizer, build_schedule
 from ppcls.utils import distributed, seeding
 from ppcls.utils import logger as log
-from ppcls.utils.errors import ConfigError, UserError
+from ppcls.utils.errors import ConfigError, DataError, UserError
 from ppcls.utils.fileio import atomic_write_text
 
 logger = logging.getLogger("ppcls")
@@ -119,6 +119,8 @@ def build_trainer(session: Session) -> Trainer:
     """
     recipe = session.recipe
     check_writable(session.folder)
+    if recipe.Global.use_visualdl:
+        check_visualdl()
     precision = Precision(recipe.AMP, session.device)
     loss = build_loss(recipe.Loss.Train, "Loss.Train")
     metric = build_metric(recipe.Metric.Train, "Metric.Train", recipe.class_num)
@@ -132,6 +134,7 @@ def build_trainer(session: Session) -> Trainer:
         world_size=distributed.world_size(),
     )
     model = build_network(session, new_head=True)
+    _rehearse(model, loader, recipe)
     if "lr" not in recipe.Optimizer:
         raise ConfigError("Optimizer.lr: expected a learning-rate schedule, found none")
     schedule = build_schedule(
@@ -147,6 +150,10 @@ def build_trainer(session: Session) -> Trainer:
     progress = checkpointer.load(resumed) if resumed else Progress()
     if resumed:
         logger.info("going on after epoch %d of %s", progress.epoch, resumed)
+        if progress.epoch >= recipe.Global.epochs:
+            logger.warning("nothing is left to do: Global.epochs is %d", recipe.Global.epochs)
+    elif (session.folder / "latest.pdstates").exists() and distributed.rank() == 0:
+        logger.warning("%s holds an earlier run, which this one replaces", session.folder)
     logbook = _open_folder(session, append=bool(resumed))
     return Trainer(
         recipe.Global,
@@ -164,6 +171,34 @@ def build_trainer(session: Session) -> Trainer:
     )
 
 
+def _rehearse(model: nn.Layer, loader: Loader, recipe: Recipe) -> None:
+    """Find out before a folder is opened whether the network takes what the loader gives.
+
+    Raises DataError for a first image that cannot be used, UserError for one the network refuses
+    or an output of another class count.
+    """
+    sampler = loader.sampler
+    has_sync_bn = any(isinstance(part, nn.SyncBatchNorm) for part in model.sublayers())
+    if has_sync_bn and sampler.global_size(len(sampler) - 1) < sampler.world_size:
+        raise ConfigError(
+            "DataLoader.Train.sampler.drop_last: expected True, because the last batch has fewer "
+            "images than processes, and each takes part in Arch.use_sync_bn; got False"
+        )
+    found = (loader.dataset[index] for index in range(len(loader.dataset)))
+    sample = next((sample for sample in found if sample is not None), None)
+    if sample is None:
+        raise DataError("DataLoader.Train: expected at least one usable image, found none")
+    model.eval()
+    with paddle.no_grad():
+        logits = logits_of(model, paddle.to_tensor(sample.image[None]))
+    model.train()
+    if logits.shape[1] != recipe.class_num:
+        raise UserError(
+            f"Arch: expected logits of {recipe.class_num} classes (Arch.class_num), "
+            f"got {logits.shape[1]}"
+        )
+
+
 def check_writable(folder: Path) -> None:
     """Raise UserError when `folder` cannot be made or written, without making it."""
     existing = next((p for p in (folder, *folder.absolute().parents) if p.exists()), folder)
@@ -176,7 +211,9 @@ def check_writable(folder: Path) -> None:
 
 def _open_folder(session: Session, *, append: bool) -> Logbook:
     folder = session.folder
-    if distributed.rank() == 0:
+    if distributed.rank() > 0:
+        log.add_file(folder / "train.log")
+    else:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             log.add_file(folder / "train.log")

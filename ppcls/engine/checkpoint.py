@@ -22,6 +22,7 @@ from paddle.optimizer import Optimizer
 
 from ppcls.arch.weights import load_state
 from ppcls.engine.precision import Precision
+from ppcls.utils import schema
 from ppcls.utils.errors import UserError
 from ppcls.utils.pdparams import load_paddle_file, load_paddle_state_dict, save_pdparams
 
@@ -69,6 +70,7 @@ class Checkpointer:
             "schema": SCHEMA,
             "epoch": progress.epoch,
             "progress": dataclasses.asdict(progress),
+            "optimizer": type(self.optimizer).__name__,
             "scaler": _to_arrays(self.precision.state_dict()),
             "parameter_names": _parameter_names(self.model),
             "recipe": self.recipe,
@@ -97,9 +99,7 @@ class Checkpointer:
                     f"{{{','.join(SUFFIXES)}}} in {stem.parent}, found no {stem.name}{suffix}"
                 )
         states = load_paddle_file(_file(stem, ".pdstates"))
-        if not isinstance(states, dict) or states.get("schema") != SCHEMA:
-            found = states.get("schema") if isinstance(states, dict) else type(states).__name__
-            raise UserError(f"{stem}.pdstates: expected schema {SCHEMA}, found {found!r}")
+        self._check(states, f"{stem}.pdstates")
         weights = load_paddle_state_dict(_file(stem, ".pdparams"))
         optimizer = load_paddle_file(_file(stem, ".pdopt"))
         load_state(self.model, weights, f"{stem}.pdparams")
@@ -107,6 +107,25 @@ class Checkpointer:
         self.precision.load_state_dict(states["scaler"])
         self._has_saved = self._has_saved or stem.parent.resolve() == self.folder.resolve()
         return Progress(**states["progress"])
+
+    def _check(self, states: Any, where: str) -> None:
+        if not isinstance(states, dict) or states.get("schema") != SCHEMA:
+            found = states.get("schema") if isinstance(states, dict) else type(states).__name__
+            raise UserError(f"{where}: expected schema {SCHEMA}, found {found!r}")
+        kinds = {"progress": dict, "scaler": dict, "parameter_names": dict, "optimizer": str}
+        for key, kind in kinds.items():
+            if not isinstance(states.get(key), kind):
+                raise UserError(f"{where}: expected {key!r} to be a {kind.__name__}, it is not")
+        schema.parse_dataclass(Progress, states["progress"], f"{where}: progress")
+        names = set(_parameter_names(self.model))
+        if set(states["parameter_names"]) != names:
+            raise UserError(f"{where}: expected the parameters of this network, found others")
+        own = type(self.optimizer).__name__
+        if states["optimizer"] != own:
+            raise UserError(
+                f"{where}: expected the state of the optimizer {own} (Optimizer.name), "
+                f"found that of {states['optimizer']}"
+            )
 
     def _load_optimizer(self, state: dict[str, Any], saved_names: Mapping[str, str]) -> None:
         """Paddle names optimizer state after its own counters (`conv2d_7.w_0_velocity_0`), which

@@ -12,16 +12,16 @@ import paddle
 from paddle import nn
 
 import ppcls
+from ppcls.data.datasets.base import naming
+from ppcls.data.datasets.folder import IMAGE_SUFFIXES
 from ppcls.data.transforms import Compose, ToCHWImage, build_transforms
 from ppcls.engine.build import Session, build_network, require_weights, to_static
 from ppcls.engine.config import PostProcessConfig, Recipe
-from ppcls.engine.evaluator import as_logits
+from ppcls.engine.evaluator import logits_of
 from ppcls.engine.precision import Precision
-from ppcls.utils.errors import ConfigError, DataError, UserError
+from ppcls.utils.errors import ConfigError, DataError, JobError, UserError
 
 logger = logging.getLogger("ppcls")
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 
 
 def classify(session: Session) -> list[dict[str, Any]]:
@@ -69,10 +69,14 @@ def list_images(path: Path) -> list[Path]:
     Raises DataError when there is nothing.
     """
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = sorted(
+            p
+            for p in path.rglob("*")
+            if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+        )
     elif path.suffix.lower() == ".txt" and path.is_file():
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: expected a text file that lists images: {error}") from error
         found = [path.parent / line.strip() for line in lines if line.strip()]
@@ -90,7 +94,7 @@ def list_images(path: Path) -> list[Path]:
 def read_class_names(path: str | Path, delimiter: str | None = None) -> dict[int, str]:
     """Read lines of `id name` (PaddleClas's label files). Raises DataError with file and line."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such label file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -100,7 +104,7 @@ def read_class_names(path: str | Path, delimiter: str | None = None) -> dict[int
         if not line.strip():
             continue
         head, _, name = line.strip().partition(delimiter) if delimiter else _split(line)
-        if not head.strip().isdigit() or not name.strip():
+        if not head.strip().isdecimal() or not name.strip():
             raise DataError(f"{path}:{number}: expected 'id name', got {line!r}")
         names[int(head)] = name.strip()
     return names
@@ -118,7 +122,8 @@ def _class_names(post: PostProcessConfig, class_num: int) -> dict[int, str] | No
     if sorted(names) != list(range(class_num)):
         raise DataError(
             f"{post.class_id_map_file}: expected names of the classes 0 to {class_num - 1} "
-            f"(Arch.class_num), found {len(names)} names"
+            f"(Arch.class_num), found {len(names)} names; "
+            "type -o Infer.PostProcess.class_id_map_file=null to do without"
         )
     return names
 
@@ -144,10 +149,8 @@ def _transforms(recipe: Recipe) -> Compose:
 
 
 def _load(path: Path, transforms: Compose) -> np.ndarray:
-    try:
+    with naming(lambda: str(path)):
         image = transforms(path.read_bytes(), np.random.default_rng(0))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {' '.join(str(error).split())}") from error
     return np.ascontiguousarray(image, dtype=np.float32)
 
 
@@ -157,8 +160,11 @@ def _scores(model: nn.Layer, images: list[np.ndarray], precision: Precision) -> 
     if len(shapes) > 1:
         raise DataError(f"Infer.transforms: expected images of one size, got {sorted(shapes)}")
     with precision.autocast():
-        logits = as_logits(model(paddle.to_tensor(np.stack(images))))
-    return paddle.nn.functional.softmax(logits.astype("float32")).numpy()
+        logits = logits_of(model, paddle.to_tensor(np.stack(images)))
+    scores = paddle.nn.functional.softmax(logits.astype("float32")).numpy()
+    if not np.isfinite(scores).all():
+        raise JobError("the network's output is not finite: its weights may be damaged")
+    return scores
 
 
 def _top(path: Path, scores: np.ndarray, k: int, names: dict[int, str] | None) -> dict[str, Any]:

@@ -23,12 +23,6 @@ from ppcls.utils.errors import ConfigError
 from ppcls.utils.legacy_config import SECTIONS
 
 
-def _at_least(low: int, **values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < low:
-            raise ValueError(f"{name}: expected {low} or more, got {value}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class GlobalConfig:
     """The section `Global`. "Steps" are batches, "updates" are optimizer updates."""
@@ -55,8 +49,8 @@ class GlobalConfig:
     use_dali: Literal[False] = False  # PaddleClas's key; this project has no DALI pipeline
 
     def __post_init__(self) -> None:
-        _at_least(0, seed=self.seed, start_eval_epoch=self.start_eval_epoch)
-        _at_least(
+        schema.at_least(0, seed=self.seed, start_eval_epoch=self.start_eval_epoch)
+        schema.at_least(
             1,
             epochs=self.epochs,
             update_freq=self.update_freq,
@@ -112,7 +106,7 @@ class PostProcessConfig:
     delimiter: str | None = None  # between id and name; white space when absent
 
     def __post_init__(self) -> None:
-        _at_least(1, topk=self.topk)
+        schema.at_least(1, topk=self.topk)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +119,7 @@ class InferConfig:
     PostProcess: PostProcessConfig = field(default_factory=PostProcessConfig)
 
     def __post_init__(self) -> None:
-        _at_least(1, batch_size=self.batch_size)
+        schema.at_least(1, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)

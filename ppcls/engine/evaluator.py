@@ -32,6 +32,18 @@ def as_logits(outputs: Any) -> paddle.Tensor:
     return outputs
 
 
+def logits_of(model: nn.Layer, images: paddle.Tensor) -> paddle.Tensor:
+    """Run `model` on images [n, C, H, W]; see `as_logits`.
+
+    Raises UserError for images the network cannot take, such as too small ones.
+    """
+    try:
+        outputs = model(images)
+    except ValueError as error:
+        raise UserError(f"Arch: the network refuses its input: {error}") from error
+    return as_logits(outputs)
+
+
 @dataclass(frozen=True)
 class EvalResult:
     """Means over all images of all ranks; metrics are fractions."""
@@ -110,7 +122,7 @@ class Evaluator:
             if count == 0:
                 continue
             with self.precision.autocast():
-                logits = as_logits(model(batch.images))
+                logits = logits_of(model, batch.images)
             parts = self.loss.sums(logits, batch.labels) | self.metric.sums(logits, batch.labels)
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + float(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from ppcls.utils import distributed
 from ppcls.utils.errors import UserError
+from ppcls.utils.fileio import to_json
 
 logger = logging.getLogger("ppcls")
 
@@ -40,7 +40,7 @@ class Logbook:
         """Append one JSON object; floats in full precision, in both senses of the word."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"mode": mode, **values}) + "\n")
+        self._file.write(to_json({"mode": mode, **values}) + "\n")
         self._file.flush()
         if self._visualdl is not None:
             for name, value in values.items():
@@ -73,12 +73,16 @@ class Logbook:
             self._visualdl.close()
 
 
-def _visualdl_writer(folder: Path) -> Any:
+def check_visualdl() -> None:
+    """Raise UserError when VisualDL is not installed."""
     if importlib.util.find_spec("visualdl") is None:
         raise UserError(
             "Global.use_visualdl: expected the package 'visualdl', found none; "
             "install it with: pip install visualdl"
         )
+
+
+def _visualdl_writer(folder: Path) -> Any:
     from visualdl import LogWriter  # slow to import, rarely wanted
 
     return LogWriter(logdir=str(folder))

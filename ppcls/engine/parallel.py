@@ -21,7 +21,7 @@ def select_device(name: str) -> str:
     kind, _, number = name.partition(":")
     if kind == "auto" and not number:
         kind = "gpu" if gpus else "cpu"
-    if kind not in ("cpu", "gpu") or (number and not (kind == "gpu" and number.isdigit())):
+    if kind not in ("cpu", "gpu") or (number and not (kind == "gpu" and number.isdecimal())):
         raise UserError(f"Global.device: expected auto, cpu, gpu or gpu:N, got {name!r}")
     if kind == "gpu" and (gpus == 0 or int(number or 0) >= gpus):
         reason = f"sees {gpus} GPU(s)" if paddle.is_compiled_with_cuda() else "is a CPU build"

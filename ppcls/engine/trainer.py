@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import paddle
 from paddle import nn
@@ -17,7 +17,7 @@ from ppcls.data.loader import Batch, Loader
 from ppcls.engine import parallel
 from ppcls.engine.checkpoint import Checkpointer, Progress
 from ppcls.engine.config import GlobalConfig
-from ppcls.engine.evaluator import EvalResult, Evaluator, as_logits
+from ppcls.engine.evaluator import EvalResult, Evaluator, logits_of
 from ppcls.engine.logbook import Logbook, format_values
 from ppcls.engine.precision import Precision
 from ppcls.loss import CombinedLoss
@@ -106,6 +106,7 @@ class Trainer:
         while self.progress.epoch < self.config.epochs and not self._is_over():
             self._train_epoch(self.progress.epoch)
             parallel.average_statistics(self.model)
+            self._check_weights()
             self.progress.epoch += 1
             self._after_epoch()
         return self.progress
@@ -115,7 +116,7 @@ class Trainer:
         folder = self.checkpointer.folder
         best = progress.best_metric
         if best is not None:
-            name = self.evaluator.metric.names[0] if self.evaluator else "metric"
+            name = self._deciding_metric() if self.evaluator else "metric"
             logger.info("best %s: %.5f (epoch %d)", name, best, progress.best_epoch)
         logger.info("the result is in %s", folder)
         self.logbook.close()
@@ -204,7 +205,7 @@ class Trainer:
         if count == 0:
             return self._forward_nothing()
         with self.precision.autocast():
-            logits = as_logits(self.network(batch.images))
+            logits = logits_of(self.network, batch.images)
         parts = self.loss(logits, batch.labels)
         with paddle.no_grad():
             sums = {name: value.detach() * count for name, value in parts.items()}
@@ -215,9 +216,11 @@ class Trainer:
         """Take part in the ranks' gradient average without a sample, leaving batch norm alone."""
         self.network.eval()
         with self.precision.autocast():
-            images = paddle.zeros([1, *self.config.image_shape])
-            loss = as_logits(self.network(images)).astype("float32").sum() * 0.0
+            self.network(paddle.zeros([1, *self.config.image_shape]))  # readies the average
         self.network.train()
+        # Not from the logits: compiled for evaluation, a network has no backward pass.
+        weights = [p for p in self.model.parameters() if not p.stop_gradient]
+        loss = paddle.add_n([p.astype("float32").sum() for p in weights]) * 0.0
         names = [*self.loss.names, "loss", *self.metric.names]
         return _Sums({name: paddle.zeros([]) for name in names}), loss
 
@@ -228,9 +231,21 @@ class Trainer:
         where, loss = self._unchecked
         self._unchecked = None
         if not math.isfinite(float(loss)):
-            newest = self.checkpointer.newest()
-            kept = f"the last good checkpoint is {newest}" if newest else "none was saved yet"
-            raise JobError(f"{where}: expected a finite loss, got {float(loss)}; {kept}")
+            self._stop(where, f"a finite loss, got {float(loss)}")
+
+    def _check_weights(self) -> None:
+        """An epoch's last update has no loss after it that would tell."""
+        finite = [paddle.isfinite(t).all() for t in self.model.state_dict().values()]
+        if not bool(paddle.stack(finite).all()):
+            self._stop(
+                f"epoch {self.progress.epoch + 1}, after its last step",
+                "finite weights, found others",
+            )
+
+    def _stop(self, where: str, complaint: str) -> NoReturn:
+        newest = self.checkpointer.newest()
+        kept = f"the last good checkpoint is {newest}" if newest else "none was saved yet"
+        raise JobError(f"{where}: expected {complaint}; {kept}")
 
     def _log_step(self, epoch: int, step: int, lr: float, sums: _Sums, clock: _Clock) -> None:
         self._check_finite()
@@ -247,9 +262,8 @@ class Trainer:
 
     def _log_epoch(self, epoch: int, totals: _Sums) -> None:
         means = self._in_order(totals.means())
-        text = format_values(means)
-        if self.loader.skipped:
-            text += f", skipped: {self.loader.skipped}"
+        skipped = round(parallel.sum_over_ranks({"skipped": self.loader.skipped})["skipped"])
+        text = format_values(means) + (f", skipped: {skipped}" if skipped else "")
         logger.info("[Train][Epoch %d/%d][Avg]%s", epoch + 1, self.config.epochs, text)
 
     def _in_order(self, means: dict[str, float]) -> dict[str, float]:
@@ -291,10 +305,16 @@ class Trainer:
         self.logbook.record("eval", {**place, **values, **counts})
         return result
 
+    def _deciding_metric(self) -> str:
+        """Top-1 chooses the best model; without it, the first metric of the recipe."""
+        assert self.evaluator is not None
+        names = self.evaluator.metric.names
+        return "top1" if "top1" in names else names[0]
+
     def _keep_score(self, result: EvalResult) -> bool:
         if not result.metrics:
             return False
-        value = next(iter(result.metrics.values()))
+        value = result.metrics[self._deciding_metric()]
         if self.progress.best_metric is not None and value <= self.progress.best_metric:
             return False
         self.progress.best_metric = value

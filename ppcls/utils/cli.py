@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ppcls.utils import distributed
+from ppcls.utils import distributed, logger
 from ppcls.utils.errors import JobError, UserError
-from ppcls.utils.fileio import atomic_write
+from ppcls.utils.fileio import atomic_write_text, to_json
 
 EXIT_OK, EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -62,13 +61,14 @@ def run(
             raise UserError(f"--json {args.json}: expected a folder that exists")
         result = command(args)
         if args.json and result is not None and distributed.rank() == 0:
-            text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-            atomic_write(args.json, lambda stream: stream.write(text.encode()))
+            atomic_write_text(args.json, to_json(result, indent=2) + "\n")
     except (UserError, JobError) as error:
         if args.debug:
             traceback.print_exc()
         rank = f"rank {distributed.rank()}: " if distributed.world_size() > 1 else ""
-        print(f"error: {rank}{' '.join(str(error).split())}", file=sys.stderr)
+        line = f"error: {rank}{' '.join(str(error).split())}"
+        logger.write_to_files(line)
+        print(line, file=sys.stderr)
         return EXIT_MISTAKE if isinstance(error, UserError) else EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -24,9 +24,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict:
-    loader.flatten_mapping(node)
     seen = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *base`, whose keys may be overridden
+            continue
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, (str, int)):
             raise yaml.constructor.ConstructorError(
@@ -37,6 +38,7 @@ def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict
                 None, None, f"the key {key!r} is written twice", key_node.start_mark
             )
         seen.add(key)
+    loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -46,6 +48,8 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
+    except RecursionError as error:
+        raise ConfigError(f"{where}: expected YAML, but it is nested too deeply") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -135,11 +139,11 @@ def _child(node: Any) -> Any:
 
 def _spelling(node: dict, key: str) -> Any:
     """YAML may have read a key as a number."""
-    return int(key) if key not in node and key.isdigit() and int(key) in node else key
+    return int(key) if key not in node and key.isdecimal() and int(key) in node else key
 
 
 def _index(node: list, key: str, where: str) -> int:
-    if key.isdigit() and int(key) < len(node):
+    if key.isdecimal() and int(key) < len(node):
         return int(key)
     names = [next(iter(item)) if isinstance(item, dict) and item else item for item in node]
     known = ", ".join(f"{i} ({name})" for i, name in enumerate(names))

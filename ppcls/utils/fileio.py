@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import mmap
 import os
 import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ppcls.utils.errors import JobError, UserError
 
@@ -46,6 +48,19 @@ def atomic_write(path: str | Path, writer: Callable[[BinaryIO], None]) -> None:
 def atomic_write_text(path: str | Path, text: str) -> None:
     """`atomic_write` for UTF-8 text."""
     atomic_write(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """Return JSON text; numbers JSON does not have (nan, infinity) become null."""
+    return json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, **options)
+
+
+def _finite(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_finite(item) for item in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,6 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
+from ppcls.utils import distributed
+
 LOGGER = logging.getLogger("ppcls")
 _FORMAT = "[%(asctime)s] ppcls %(levelname)s: %(message)s"
 _DATE = "%Y/%m/%d %H:%M:%S"
@@ -21,10 +23,22 @@ def setup(rank: int = 0) -> logging.Logger:
 
 
 def add_file(path: Path) -> logging.Handler:
-    """Also append the log to `path`; the caller closes it with `remove`."""
-    handler = _formatted(logging.FileHandler(path, encoding="utf-8"))
+    """Also append the log to `path`; the caller closes it with `remove`.
+
+    Ranks above 0 write their errors there: the reason a job ended may be known to one of them only.
+    """
+    handler = _formatted(logging.FileHandler(path, encoding="utf-8", delay=distributed.rank() > 0))
+    handler.setLevel(logging.INFO if distributed.rank() == 0 else logging.ERROR)
     LOGGER.addHandler(handler)
     return handler
+
+
+def write_to_files(message: str) -> None:
+    """Write an error into the run's `train.log` alone: the screen shows it elsewhere."""
+    record = LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, message, (), None)
+    for handler in LOGGER.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def remove(handler: logging.Handler) -> None:

@@ -66,7 +66,7 @@ def _choose_threads() -> str:
     is_chosen = current is not None and not (distributed.is_launched() and current == "1")
     if wanted is None and is_chosen:
         return f"OMP_NUM_THREADS={current} (as set)"
-    if wanted is not None and not (wanted.isdigit() and int(wanted) >= 1):
+    if wanted is not None and not (wanted.isdecimal() and int(wanted) >= 1):
         raise UserError(f"{THREADS_VARIABLE}: expected a whole number from 1, got {wanted!r}")
     share = max(1, _usable_cores() // distributed.local_size())
     os.environ["OMP_NUM_THREADS"] = wanted or str(share)

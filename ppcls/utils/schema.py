@@ -45,7 +45,7 @@ def describe(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
     if origin is Literal:
-        return "one of " + ", ".join(repr(arg) for arg in args)
+        return ("one of " if len(args) > 1 else "") + ", ".join(repr(arg) for arg in args)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(arg) for arg in args)
     if origin in (list, tuple, dict) or annotation in (list, tuple, dict):
@@ -147,6 +147,13 @@ def _hints(owner: Any) -> dict[str, Any]:
     return typing.get_type_hints(owner)
 
 
+def at_least(low: int, **values: int | None) -> None:
+    """Raise ValueError, as a constructor should, for a value below `low`; None is let through."""
+    for name, value in values.items():
+        if value is not None and value < low:
+            raise ValueError(f"{name}: expected a number >= {low}, got {value!r}")
+
+
 def check_keys(found: Collection[str], known: Collection[str], where: str) -> None:
     """Raise ConfigError for the first key of `found` that is not in `known`."""
     for key in found:
@@ -214,7 +221,9 @@ def build(factory: Callable[..., T], params: Mapping | None, where: str, **extra
     try:
         return factory(**values)
     except ValueError as error:
-        raise ConfigError(f"{where}.{error}") from error
+        # Our own factories begin with the parameter's name; those of others may say anything.
+        joint = "." if str(error).partition(":")[0] in named else ": "
+        raise ConfigError(f"{where}{joint}{error}") from error
     except TypeError as error:
         if not is_open:
             raise

@@ -7,8 +7,11 @@ import json
 import re
 import textwrap
 
+import numpy as np
 import pytest
 import running
+
+from ppcls.utils.pdparams import load_paddle_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,34 @@ def recorder(tmp_path_factory):
                         yield batch
 
             Loader.__iter__ = recorded
+            sys.argv = sys.argv[1:]
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            """)
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    """A script that runs a tool on networks whose batch norm keeps its statistics.
+
+    Each rank's batch norm sees only its own samples; without that, gradients must agree exactly.
+    """
+    path = tmp_path_factory.mktemp("frozen") / "frozen.py"
+    path.write_text(
+        textwrap.dedent(f"""\
+            import runpy, sys
+            sys.path[:0] = [{str(running.ROOT)!r}, {str(running.ROOT / "tools")!r}]
+            from ppcls.utils import runtime
+            runtime.import_paddle()
+            from paddle import nn
+            from ppcls.arch.backbone import hardnet_block
+
+            def batch_norm(channels, data_format):
+                options = {{"data_format": data_format, "use_global_stats": True}}
+                return nn.BatchNorm2D(channels, momentum=0.9, epsilon=1e-5, **options)
+
+            hardnet_block._batch_norm = batch_norm
             sys.argv = sys.argv[1:]
             runpy.run_path(sys.argv[0], run_name="__main__")
             """)
@@ -73,12 +104,12 @@ def on_two_hosts(*argv):
 
 
 @pytest.fixture(scope="module")
-def started(make_workspace, short, recorder, weights):
+def started(make_workspace, short, recorder, frozen, weights):
     """Name -> (folder, its processes). All at once: launchers mostly sleep."""
 
-    def training(name, how, overrides):
+    def training(name, how, overrides, script=recorder):
         folder = prepared(make_workspace(name))
-        argv = (recorder, running.TRAIN, "-c", short, "-o", *overrides, "--json", "train.json")
+        argv = (script, running.TRAIN, "-c", short, "-o", *overrides, "--json", "train.json")
         return folder, [running.start(folder, *command) for command in how(*argv)]
 
     def evaluation(name, how, size):
@@ -91,6 +122,7 @@ def started(make_workspace, short, recorder, weights):
     def alone(*argv):
         return [argv]
 
+    twice = ("Global.update_freq=2", "Arch.dropout=0")
     missing = "DataLoader.Train.dataset.cls_label_path=nowhere.txt"
     return {
         "two": training("two", on_two, HALF),
@@ -99,6 +131,9 @@ def started(make_workspace, short, recorder, weights):
         "both19": evaluation("both19", on_two, 19),
         "both1": evaluation("both1", on_two, 1),
         "one": training("one", alone, COMMON),
+        "frozen_one": training("frozen_one", alone, (*COMMON, *twice), frozen),
+        "frozen_two": training("frozen_two", on_two, (*HALF, *twice), frozen),
+        "static_two": training("static_two", on_two, (*HALF, "Global.to_static=True")),
         "single19": evaluation("single19", alone, 19),
         "single1": evaluation("single1", alone, 1),
     }
@@ -167,6 +202,21 @@ def test_losses_are_close_to_those_of_one_process(one, many):
     assert [r["global_step"] for r in several] == [r["global_step"] for r in single]
     assert [r["lr"] for r in several] == [r["lr"] for r in single]
     assert several[0]["loss"] == pytest.approx(single[0]["loss"], abs=0.5)
+
+
+def test_gradients_are_averaged_over_the_samples_of_all_ranks(folder_of):
+    """Also of two accumulated steps, and of a last batch of which one rank has nothing."""
+    states = [
+        load_paddle_state_dict(run_folder(folder_of(name)) / "latest.pdparams")
+        for name in ("frozen_one", "frozen_two")
+    ]
+    for name, value in states[0].items():
+        np.testing.assert_allclose(states[1][name], value, rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_a_compiled_network_trains_with_an_idle_rank(folder_of, two):
+    compiled = running.losses(run_folder(folder_of("static_two")))
+    assert compiled == pytest.approx(running.losses(run_folder(two)), rel=1e-3)
 
 
 def test_two_hosts_compute_what_two_processes_do(two, two_hosts):

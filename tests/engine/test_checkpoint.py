@@ -107,6 +107,23 @@ def test_states_of_another_schema(run, tmp_path, content):
         other(tmp_path, tiny_net()).load(tmp_path / "latest")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimizer", "AdamW", r"the optimizer Momentum \(Optimizer.name\), found that of AdamW"),
+        ("scaler", None, "expected 'scaler' to be a dict"),
+        ("parameter_names", {"fc.weight": "linear_0.w_0"}, "expected the parameters of this"),
+        ("progress", {"epoch": 1, "steps": 3}, "progress: unknown key 'steps'"),
+        ("progress", {"epoch": "two"}, "progress.epoch: expected an integer, got 'two'"),
+    ],
+)
+def test_states_that_do_not_belong_here(run, tmp_path, key, value, message):
+    states = load_paddle_file(tmp_path / "latest.pdstates")
+    save_pdparams(tmp_path / "latest.pdstates", {**states, key: value})
+    with pytest.raises(UserError, match=message):
+        other(tmp_path, tiny_net()).load(tmp_path / "latest")
+
+
 def test_a_set_can_be_loaded_into_a_run_that_has_begun(run, tmp_path):
     wanted = arrays(run.model)
     velocity = {name: t.numpy() for name, t in run.optimizer.state_dict().items() if "velo" in name}

@@ -9,12 +9,13 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
-from tiny_run import ADAMW, MOMENTUM, TinyImages, arrays, records, tiny_net, trainer
+from tiny_run import ADAMW, CLASSES, MOMENTUM, TinyImages, arrays, records, tiny_net, trainer
 
 from ppcls.engine.build import Session, to_static
 from ppcls.engine.config import AMPConfig, GlobalConfig, Recipe
 from ppcls.engine.evaluator import EvalResult
 from ppcls.engine.trainer import group_of
+from ppcls.metric import build_metric
 from ppcls.utils.errors import DataError, JobError
 from ppcls.utils.pdparams import load_paddle_file, load_paddle_state_dict
 
@@ -189,6 +190,30 @@ def test_no_checkpoint_at_all_if_the_first_epoch_fails(tmp_path):
     with pytest.raises(JobError, match="epoch 1, step 3"):
         run.fit()
     assert list(tmp_path.glob("*.pd*")) == []
+
+
+def test_weights_broken_by_the_last_update_are_not_saved(tmp_path):
+    """One update per epoch: no loss of that epoch shows what the update did."""
+    run = trainer(tmp_path, tiny_net(), batch_size=60, epochs=3)
+    step = run.precision.step
+
+    def explode(optimizer):
+        step(optimizer)
+        if run.progress.epoch == 1:
+            run.model.fc.weight.set_value(run.model.fc.weight * math.inf)
+
+    run.precision.step = explode
+    with pytest.raises(JobError, match="^epoch 2, after its last step: expected finite weights"):
+        run.fit()
+    assert saved_epoch(tmp_path, "latest") == 1
+    assert len(records(tmp_path, "eval")) == 1
+
+
+def test_top1_chooses_the_best_model_wherever_it_stands(tmp_path):
+    run = trainer(tmp_path, tiny_net())
+    run.evaluator.metric = build_metric([{"TopkAcc": {"topk": [2, 1]}}], "Metric.Eval", CLASSES)
+    run.fit()
+    assert run.progress.best_metric == max(r["top1"] for r in records(tmp_path, "eval"))
 
 
 # Evaluation and checkpoints on the way

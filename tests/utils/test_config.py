@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppcls.utils.config import load, merge, parse_override, read_yaml
+from ppcls.utils.config import apply_override, load, merge, parse_override, read_yaml
 from ppcls.utils.errors import ConfigError
 
 
@@ -236,3 +236,20 @@ def test_none_sections_are_filled(write):
 def test_overrides_that_lead_nowhere(write, override, match):
     with pytest.raises(ConfigError, match=match):
         overridden(write, override)
+
+
+def test_merge_keys_can_be_overridden(tmp_path):
+    path = tmp_path / "merge.yaml"
+    path.write_text("Arch: &a {name: X, class_num: 3}\nGlobal:\n  <<: *a\n  class_num: 5\n")
+    assert read_yaml(path)["Global"] == {"name": "X", "class_num": 5}
+
+
+@pytest.mark.parametrize("text", ["Global.²=1", "Metric.Train.²=1", "Global.epochs=" + "[" * 3000])
+def test_odd_overrides_are_sentences(text):
+    mapping = {"Global": {"epochs": 1}, "Metric": {"Train": [{"TopkAcc": None}]}}
+    try:
+        apply_override(mapping, text)
+    except ConfigError as error:
+        assert str(error).startswith("-o ")
+    else:  # a key nobody knows, which the types refuse
+        assert mapping["Global"] == {"epochs": 1, "²": 1}

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 
 from ppcls.utils.errors import JobError, UserError
-from ppcls.utils.fileio import atomic_write, atomic_write_text, map_file
+from ppcls.utils.fileio import atomic_write, atomic_write_text, map_file, to_json
 
 
 def test_writes_and_replaces(tmp_path):
@@ -61,3 +62,8 @@ def test_a_named_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="expected a regular file"):
         map_file(tmp_path / "pipe")
+
+
+def test_json_has_no_nan():
+    value = {"loss": float("nan"), "tops": [1.0, float("inf")], "name": "ß"}
+    assert json.loads(to_json(value)) == {"loss": None, "tops": [1.0, None], "name": "ß"}

@@ -25,6 +25,7 @@ from ppcls.arch.backbone.hardnet_plan import (
     block_layer_units,
 )
 
+_NORMS = (nn.BatchNorm2D, nn.SyncBatchNorm)
 CHANNEL_AXIS = {"NCHW": 1, "NHWC": -1}
 
 
@@ -148,7 +149,7 @@ def _recompute(block: HarDBlock, x: paddle.Tensor) -> paddle.Tensor:
 
 @contextlib.contextmanager
 def _frozen_statistics(layer: nn.Layer) -> Iterator[None]:
-    norms = [part for part in layer.sublayers() if hasattr(part, "_momentum")]
+    norms = [part for part in layer.sublayers() if isinstance(part, _NORMS)]
     momenta = [norm._momentum for norm in norms]
     for norm in norms:
         norm._momentum = 1.0  # keep all of the old value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -92,10 +94,8 @@ class ClassificationDataset:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a data set of {len(self)}")
         rng = sample_rng(self.seed, epoch, index)
-        try:
+        with naming(lambda: self.describe(index)):
             image = self._as_chw(self.transforms(self.read(index), rng))
-        except (OSError, ValueError, MemoryError, cv2.error) as error:
-            raise DataError(f"{self.describe(index)}: {_reason(error)}") from error
         return Sample(image, self.labels[index], index)
 
     def _as_chw(self, image: Any) -> np.ndarray:
@@ -110,6 +110,15 @@ class ClassificationDataset:
                 f"(shape {list(image.shape)})"
             )
         return np.ascontiguousarray(image, dtype=np.float32)
+
+
+@contextlib.contextmanager
+def naming(describe: Callable[[], str]) -> Iterator[None]:
+    """Turn what reading, decoding or transforming an image raises into a DataError naming it."""
+    try:
+        yield
+    except (OSError, ValueError, MemoryError, cv2.error) as error:
+        raise DataError(f"{describe()}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

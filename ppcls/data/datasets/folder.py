@@ -11,7 +11,9 @@ from ppcls.data.datasets.base import DATASETS, ClassificationDataset, OnError, c
 from ppcls.data.datasets.lists import PathTable
 from ppcls.utils.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"),
+)
 
 
 @DATASETS.register()
