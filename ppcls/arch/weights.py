@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from paddle import nn
 from ppcls.arch.backbone.hardnet_plan import VARIANTS, plan_units
 from ppcls.utils.download import fetch
 from ppcls.utils.errors import UserError
+from ppcls.utils.safe_pickle_types import shorten
 
 logger = logging.getLogger("ppcls")
 
@@ -222,67 +223,110 @@ def load_pretrained(
 
     path = find_weights(pretrained, name)
     state = load_weights(path, name)
-    head = _head_names(name) - set(model.state_dict())
-    state = {key: value for key, value in state.items() if key not in head}
-    kept = load_state(model, state, str(path), new_head=new_head)
+    target = model.state_dict()
+    own_head = _head_names(name, target)
+    left_out = set(_ours(name)) - set(own_head)
+    state = {key: value for key, value in state.items() if key not in left_out}
+    head = own_head if new_head else ()
+    kept = load_state(model, state, str(path), new_head=head, network=name)
     logger.info("weights: %s", path)
     if kept:
         logger.info("new classifier, other class count: %s start anew", ", ".join(kept))
 
 
-def _head_names(arch: str | None) -> set[str]:
+def _ours(arch: str | None) -> tuple[str, ...]:
+    """The names of the classifier of one of this project's networks; none for another's."""
     if arch not in VARIANTS:
-        return set()
+        return ()
     head = f"base.{len(plan_units(VARIANTS[arch]))}.3"
-    return {f"{head}.weight", f"{head}.bias"}
+    return f"{head}.weight", f"{head}.bias"
+
+
+def _head_names(arch: str | None, target: Mapping[str, paddle.Tensor]) -> tuple[str, ...]:
+    """The names of the classifier `target` has: weight and bias, or nothing.
+
+    Of a network that is not ours, it is a linear layer at the end.
+    """
+    if arch in VARIANTS:
+        return tuple(name for name in _ours(arch) if name in target)
+    last = tuple(target)[-2:]
+    return last if [target[name].ndim for name in last] == [2, 1] else ()
 
 
 def load_state(
-    model: nn.Layer, state: Mapping[str, np.ndarray], source: str, *, new_head: bool = False
+    model: nn.Layer,
+    state: Mapping[str, np.ndarray],
+    source: str,
+    *,
+    new_head: Sequence[str] = (),
+    network: str | None = None,
 ) -> list[str]:
     """Copy `state` into `model` and return the names that were left as they are.
 
-    Every tensor must fit by name and shape. With `new_head` the classifier of another class count
-    is left out; nothing else is. Floating tensors take the model's dtype.
+    Every tensor must fit by name, shape and kind, and be finite. `new_head` names the weight and
+    the bias of a classifier that may be of another class count in the file: both are then left
+    out, nothing else is. Floating tensors take the model's dtype. `network` is what errors call
+    the model.
 
-    Raises UserError listing what is missing, unexpected or of another shape; the model is then
-    untouched.
+    Raises UserError listing what does not fit; the model is then untouched.
     """
+    kept = check_state(model, state, source, new_head=new_head, network=network)
     # With AMP's O2 a hook makes the state dict one of float32 copies: these are the tensors.
-    target = model.state_dict(use_hook=False)
-    kept = _other_head(target, state) if new_head else []
-    missing = [name for name in target if name not in state and name not in kept]
-    unexpected = [name for name in state if name not in target]
-    wrong = [
-        f"{name} {list(np.shape(state[name]))} for {list(target[name].shape)}"
-        for name in target
-        if name in state and name not in kept and list(np.shape(state[name])) != target[name].shape
-    ]
-    problems = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("wrong shape", wrong),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(f"{source}: does not fit {type(model).__name__}: {'; '.join(problems)}")
-    for name, tensor in target.items():
+    for name, tensor in model.state_dict(use_hook=False).items():
         if name not in kept:
             value = np.ascontiguousarray(state[name])
             tensor.set_value(paddle.to_tensor(value, place=tensor.place).astype(tensor.dtype))
     return kept
 
 
-def _other_head(target: Mapping[str, paddle.Tensor], state: Mapping[str, np.ndarray]) -> list[str]:
-    """Name the classifier's tensors if they differ from the file's in the class count alone."""
-    names = list(target)[-2:]
-    return [
-        name
-        for name in names
-        if name in state
-        and list(np.shape(state[name]))[:-1] == target[name].shape[:-1]
-        and list(np.shape(state[name])) != target[name].shape
-    ]
+def check_state(
+    model: nn.Layer,
+    state: Mapping[str, np.ndarray],
+    source: str,
+    *,
+    new_head: Sequence[str] = (),
+    network: str | None = None,
+) -> list[str]:
+    """Return what `load_state` would, or raise what it would, and change nothing."""
+    target = model.state_dict(use_hook=False)
+    kept = list(new_head) if _is_other_head(target, state, new_head) else []
+    compared = [name for name in target if name in state and name not in kept]
+    shapes = {name: (list(np.shape(state[name])), list(target[name].shape)) for name in compared}
+    wrong = [f"{name} {a} for {b}" for name, (a, b) in shapes.items() if a != b]
+    kinds = [name for name in compared if not _is_same_kind(state[name], target[name])]
+    found = {
+        "missing": [name for name in target if name not in state and name not in kept],
+        "unexpected": [name for name in state if name not in target],
+        "wrong shape": wrong,
+        "of another kind of number": kinds,
+        "not finite": [
+            name for name in compared if name not in kinds and not np.isfinite(state[name]).all()
+        ],
+    }
+    problems = [_list(what, names) for what, names in found.items() if names]
+    if problems:
+        label = network or type(model).__name__
+        raise UserError(f"{source}: does not fit {label}: {'; '.join(problems)}")
+    return kept
+
+
+def _list(what: str, names: list[str]) -> str:
+    shown = ", ".join(shorten(name)[1:-1] for name in names[:3])
+    return f"{len(names)} {what} ({shown}{', ...' if len(names) > 3 else ''})"
+
+
+def _is_same_kind(value: np.ndarray, tensor: paddle.Tensor) -> bool:
+    return np.asarray(value).dtype.kind in ("f" if tensor.is_floating_point() else "iu")
+
+
+def _is_other_head(
+    target: Mapping[str, paddle.Tensor], state: Mapping[str, np.ndarray], names: Sequence[str]
+) -> bool:
+    """Whether the file has a whole classifier that differs from the target's in classes alone."""
+    if len(names) != 2 or any(name not in state or name not in target for name in names):
+        return False
+    weight, bias = (np.shape(state[name]) for name in names)
+    features, classes = target[names[0]].shape
+    return (
+        len(weight) == 2 and len(bias) == 1 and weight == (features, bias[0]) and bias[0] != classes
+    )

@@ -25,7 +25,7 @@ from ppcls.engine.trainer import Trainer
 from ppcls.loss import build_loss
 from ppcls.metric import build_metric
 from ppcls.optimizer import build_optimizer, build_schedule
-from ppcls.utils import distributed, seeding
+from ppcls.utils import distributed, schema, seeding
 from ppcls.utils import logger as log
 from ppcls.utils.errors import ConfigError, DataError, UserError
 from ppcls.utils.fileio import atomic_write_text
@@ -73,16 +73,21 @@ def open_session(path: str, overrides: Sequence[str], runtime_note: str) -> Sess
 
 
 def build_network(session: Session, *, new_head: bool = False) -> nn.Layer:
-    """Build the network and load `Global.pretrained_model` into it: a path, an address or a name.
+    """Build the network and load `Global.pretrained_model`, or else `Arch.pretrained`, into it.
 
     With `new_head` weights of another class count are welcome: the classifier starts anew.
     """
     recipe = session.recipe
     paddle.seed(seeding.derive(recipe.Global.seed, _INITIAL_WEIGHTS_STREAM))
-    model = build_model({"Arch": recipe.Arch})
-    if recipe.Global.pretrained_model:
-        arch = canonical_name(recipe.Arch["name"])
-        load_pretrained(model, arch, recipe.Global.pretrained_model, new_head=new_head)
+    arch = canonical_name(recipe.Arch["name"])
+    section = dict(recipe.Arch)
+    # Our networks' own argument would take any class count, which an evaluation must not.
+    pretrained = section.pop("pretrained", False) if arch else False
+    pretrained = schema.coerce(pretrained, bool | str | None, "Arch.pretrained")
+    model = build_model({"Arch": section})
+    chosen = recipe.Global.pretrained_model or pretrained
+    if chosen:
+        load_pretrained(model, arch, chosen, new_head=new_head)
     return model
 
 

@@ -20,11 +20,12 @@ import paddle
 from paddle import nn
 from paddle.optimizer import Optimizer
 
-from ppcls.arch.weights import load_state
+from ppcls.arch.weights import check_state, load_state
 from ppcls.engine.precision import Precision
 from ppcls.utils import schema
 from ppcls.utils.errors import UserError
 from ppcls.utils.pdparams import load_paddle_file, load_paddle_state_dict, save_pdparams
+from ppcls.utils.safe_pickle_types import shorten
 
 SCHEMA = 1
 SUFFIXES = (".pdparams", ".pdopt", ".pdstates")
@@ -38,6 +39,11 @@ class Progress:
     global_step: int = 0  # steps done
     best_metric: float | None = None
     best_epoch: int = 0
+
+    def __post_init__(self) -> None:
+        schema.at_least(
+            0, epoch=self.epoch, global_step=self.global_step, best_epoch=self.best_epoch
+        )
 
 
 class Checkpointer:
@@ -101,9 +107,11 @@ class Checkpointer:
         states = load_paddle_file(_file(stem, ".pdstates"))
         self._check(states, f"{stem}.pdstates")
         weights = load_paddle_state_dict(_file(stem, ".pdparams"))
+        check_state(self.model, weights, f"{stem}.pdparams")
         optimizer = load_paddle_file(_file(stem, ".pdopt"))
+        optimizer = self._optimizer_state(optimizer, states["parameter_names"], f"{stem}.pdopt")
         load_state(self.model, weights, f"{stem}.pdparams")
-        self._load_optimizer(optimizer, states["parameter_names"])
+        self.optimizer.set_state_dict(optimizer)
         self.precision.load_state_dict(states["scaler"])
         self._has_saved = self._has_saved or stem.parent.resolve() == self.folder.resolve()
         return Progress(**states["progress"])
@@ -127,26 +135,72 @@ class Checkpointer:
                 f"found that of {states['optimizer']}"
             )
 
-    def _load_optimizer(self, state: dict[str, Any], saved_names: Mapping[str, str]) -> None:
-        """Paddle names optimizer state after its own counters (`conv2d_7.w_0_velocity_0`), which
-        depend on what else the process built: go through the names in the network."""
-        own_names = _parameter_names(self.model)
-        renamed = {saved: own_names[name] for name, saved in saved_names.items()}
-        by_length = sorted(renamed, key=len, reverse=True)
+    def _optimizer_state(
+        self, state: Any, saved_names: Mapping[str, str], where: str
+    ) -> dict[str, Any]:
+        """Check an optimizer's state and return it under this process's parameter names.
 
-        def rename(key: str) -> str:
-            for saved in by_length:
-                if key == saved or key.startswith(f"{saved}_"):
-                    return renamed[saved] + key[len(saved) :]
-            return key
+        Paddle names it after its own counters (`conv2d_7.w_0_velocity_0`), which depend on what
+        else the process built: the way is through the names in the network.
+        """
+        if not isinstance(state, dict):
+            raise UserError(f"{where}: expected the state of an optimizer, found no mapping")
+        parameters = dict(self.model.named_parameters())
+        by_saved = {saved: parameters[name] for name, saved in saved_names.items()}
+        renamed: dict[str, Any] = {"LR_Scheduler": _scheduler_state(state, where)}
+        trained = [p for p in self.optimizer._parameter_list if not p.stop_gradient]
+        kinds: dict[str, set[str]] = {p.name: set() for p in trained}
+        for key, value in state.items():
+            if key == "LR_Scheduler":
+                continue
+            if key == "master_weights":
+                renamed[key] = _master_weights(value, by_saved, where)
+                continue
+            parameter, kind = _owner(key, by_saved, where)
+            _check_array(value, parameter, f"{where}: {key}")
+            renamed[parameter.name + kind] = paddle.to_tensor(value)
+            # `_velocity_0`: the number counts the optimizers of the process that saved it.
+            kinds.setdefault(parameter.name, set()).add(kind.rstrip("0123456789"))
+        if len({frozenset(kind) for kind in kinds.values()}) > 1:
+            raise UserError(f"{where}: expected the same state for every parameter, some lack it")
+        return renamed
 
-        loaded = {rename(key): value for key, value in state.items() if key != "master_weights"}
-        if "master_weights" in state:
-            masters = state["master_weights"].items()
-            loaded["master_weights"] = {rename(key): _tensor(value) for key, value in masters}
-        self.optimizer.set_state_dict(
-            {k: _tensor(v) if isinstance(v, np.ndarray) else v for k, v in loaded.items()}
-        )
+
+def _scheduler_state(state: dict, where: str) -> dict[str, Any]:
+    found = state.get("LR_Scheduler")
+    updates = found.get("last_epoch") if isinstance(found, dict) else None
+    if type(updates) is not int or updates < 0:
+        raise UserError(f"{where}: expected LR_Scheduler.last_epoch, a number >= 0")
+    return found
+
+
+def _owner(key: str, by_saved: Mapping[str, Any], where: str) -> tuple[Any, str]:
+    """Split `conv2d_7.w_0_velocity_0` into the parameter conv2d_7.w_0 and `_velocity_0`."""
+    name = str(key)
+    while name and name not in by_saved:
+        name = name.rpartition("_")[0]
+    if not name:
+        raise UserError(f"{where}: expected state of this network, found {shorten(str(key))}")
+    return by_saved[name], str(key)[len(name) :]
+
+
+def _master_weights(value: Any, by_saved: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected master_weights to be a mapping, it is not")
+    masters = {}
+    for key, array in value.items():
+        parameter, rest = _owner(key, by_saved, where)
+        _check_array(array, parameter, f"{where}: master_weights.{key}")
+        masters[parameter.name + rest] = paddle.to_tensor(array)
+    return masters
+
+
+def _check_array(value: Any, parameter: Any, where: str) -> None:
+    """Optimizer state is an array like its parameter, or one number, such as a power of beta."""
+    is_number = isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
+    if not is_number or (value.size != 1 and list(value.shape) != list(parameter.shape)):
+        found = list(value.shape) if isinstance(value, np.ndarray) else type(value).__name__
+        raise UserError(f"{where}: expected numbers of shape {list(parameter.shape)}, got {found}")
 
 
 def state_arrays(model: nn.Layer) -> dict[str, np.ndarray]:
@@ -161,10 +215,6 @@ def _to_arrays(node: Any) -> Any:
     if isinstance(node, Mapping):
         return {key: _to_arrays(value) for key, value in node.items()}
     return node
-
-
-def _tensor(array: np.ndarray) -> paddle.Tensor:
-    return paddle.to_tensor(array)
 
 
 def _parameter_names(model: nn.Layer) -> dict[str, str]:

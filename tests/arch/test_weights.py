@@ -11,6 +11,7 @@ from ppcls.arch.backbone.hardnet import HarDNet
 from ppcls.arch.backbone.hardnet_plan import VARIANTS, HarDNetSpec, Stage, expected_shapes
 from ppcls.arch.weights import load_state, weights_file
 from ppcls.utils.errors import UserError
+from ppcls.utils.pdparams import save_pdparams
 
 SPEC = HarDNetSpec(
     stem=(4, 8),
@@ -19,6 +20,10 @@ SPEC = HarDNetSpec(
     dropout=0.0,
     stages=(Stage(growth=4, layers=2, out_channels=8, downsample=True),) * 4,
 )
+
+
+HEAD = tuple(expected_shapes(SPEC, 4))[-2:]
+HEAD_68 = tuple(expected_shapes(VARIANTS["HarDNet68"], 1000))[-2:]
 
 
 def tiny(class_num=4):
@@ -80,7 +85,7 @@ def test_hardnet85_does_not_fit_hardnet68():
     model = create_model("HarDNet68")
     before = arrays(model)
     state = oracle.weights(expected_shapes(VARIANTS["HarDNet85"], 1000))
-    for new_head in (False, True):
+    for new_head in ((), HEAD_68):
         with pytest.raises(UserError, match=r"missing.*unexpected.*wrong shape"):
             load_state(model, state, "file", new_head=new_head)
     assert_same(arrays(model), before)
@@ -92,7 +97,7 @@ def test_another_class_count_is_an_error_unless_the_head_is_new():
     with pytest.raises(UserError, match=r"2 wrong shape \(base\.\d+\.3\.weight \[8, 4\] for "):
         load_state(model, state_of(class_num=4), "file")
     assert_same(arrays(model), before)
-    kept = load_state(model, state_of(class_num=4), "file", new_head=True)
+    kept = load_state(model, state_of(class_num=4), "file", new_head=HEAD)
     assert kept == list(before)[-2:]
     expected = {**state_of(class_num=4), **{name: before[name] for name in kept}}
     assert_same(arrays(model), {name: expected[name] for name in before})
@@ -104,16 +109,54 @@ def test_a_new_head_excuses_nothing_else():
     state = state_of(class_num=4)
     del state["base.0.norm.bias"]
     with pytest.raises(UserError, match=r"1 missing \(base.0.norm.bias\)"):
-        load_state(model, state, "file", new_head=True)
+        load_state(model, state, "file", new_head=HEAD)
     headless = state_of(class_num=0)
     with pytest.raises(UserError, match="2 missing"):
-        load_state(model, headless, "file", new_head=True)
+        load_state(model, headless, "file", new_head=HEAD)
+    assert_same(arrays(model), before)
+
+
+@pytest.mark.parametrize("shapes", [([8, 4], [7]), ([8, 7], [4]), ([7, 4], [4]), ([8], [4])])
+def test_a_new_head_replaces_a_whole_classifier_or_nothing(shapes):
+    state = state_of()
+    for name, shape in zip(HEAD, shapes, strict=True):
+        state[name] = np.zeros(shape, "float32")
+    with pytest.raises(UserError, match="wrong shape"):
+        load_state(tiny(class_num=7), state, "file", new_head=HEAD)
+
+
+@pytest.mark.parametrize("options", [{"class_num": 0}, {"features_only": True}])
+def test_a_network_without_classifier_takes_nothing_of_another_shape(tmp_path, options):
+    shapes = expected_shapes(VARIANTS["HarDNet39_ds"], 10)
+    state = oracle.weights(shapes)
+    last = list(state)[-3]
+    state[last] = np.zeros(999, "float32")
+    save_pdparams(tmp_path / "x.pdparams", state)
+    with pytest.raises(UserError, match=f"1 wrong shape .{last}"):
+        create_model("HarDNet39_ds", pretrained=str(tmp_path / "x.pdparams"), **options)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.full([4], 1 + 2j, "complex64"), "1 of another kind of number"),
+        (np.ones([4], "int64"), "1 of another kind of number"),
+        (np.ones([4], "bool"), "1 of another kind of number"),
+        (np.full([4], "x"), "1 of another kind of number"),
+        (np.full([4], np.nan, "float32"), "1 not finite"),
+    ],
+)
+def test_weights_are_finite_floating_numbers(value, message):
+    model = tiny()
+    before = arrays(model)
+    with pytest.raises(UserError, match=message):
+        load_state(model, {**state_of(), "base.0.norm.bias": value}, "file")
     assert_same(arrays(model), before)
 
 
 def test_a_new_head_of_the_same_size_is_loaded():
     model = tiny()
-    assert load_state(model, state_of(), "file", new_head=True) == []
+    assert load_state(model, state_of(), "file", new_head=HEAD) == []
     assert_same(arrays(model), state_of())
 
 

@@ -115,6 +115,7 @@ def test_states_of_another_schema(run, tmp_path, content):
         ("parameter_names", {"fc.weight": "linear_0.w_0"}, "expected the parameters of this"),
         ("progress", {"epoch": 1, "steps": 3}, "progress: unknown key 'steps'"),
         ("progress", {"epoch": "two"}, "progress.epoch: expected an integer, got 'two'"),
+        ("progress", {"epoch": -5}, r"progress.epoch: expected a number >= 0, got -5"),
     ],
 )
 def test_states_that_do_not_belong_here(run, tmp_path, key, value, message):
@@ -122,6 +123,34 @@ def test_states_that_do_not_belong_here(run, tmp_path, key, value, message):
     save_pdparams(tmp_path / "latest.pdstates", {**states, key: value})
     with pytest.raises(UserError, match=message):
         other(tmp_path, tiny_net()).load(tmp_path / "latest")
+
+
+def _without(key):
+    return lambda state: {k: v for k, v in state.items() if key not in k}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: [1], "expected the state of an optimizer, found no mapping"),
+        (_without("LR_Scheduler"), "expected LR_Scheduler.last_epoch"),
+        (lambda state: {**state, "LR_Scheduler": "x"}, "expected LR_Scheduler.last_epoch"),
+        (lambda state: {**state, "LR_Scheduler": {"last_epoch": -1}}, "a number >= 0"),
+        (lambda state: {**state, "other_0.w_0_velocity_0": np.ones(1)}, "state of this network"),
+        (lambda state: {**state, "master_weights": [1]}, "master_weights to be a mapping"),
+        (lambda state: dict.fromkeys(state, "x") | {"LR_Scheduler": state["LR_Scheduler"]}, "got"),
+        (lambda state: dict(list(state.items())[1:]), "the same state for every parameter"),
+    ],
+)
+def test_optimizer_states_that_do_not_belong_here(run, tmp_path, change, message):
+    state = load_paddle_file(tmp_path / "latest.pdopt")
+    save_pdparams(tmp_path / "latest.pdopt", change(state))
+    model = tiny_net()
+    before = arrays(model)
+    with pytest.raises(UserError, match=message):
+        other(tmp_path, model).load(tmp_path / "latest")
+    for name, array in arrays(model).items():
+        np.testing.assert_array_equal(array, before[name])
 
 
 def test_a_set_can_be_loaded_into_a_run_that_has_begun(run, tmp_path):
