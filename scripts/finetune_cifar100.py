@@ -127,7 +127,8 @@ def make_network(args: argparse.Namespace, arch: str) -> Any:
 
     paddle.seed(seeding.derive(args.seed, INITIAL_WEIGHTS_STREAM))
     network = create_model(arch, class_num=CLASSES)
-    if args.weights != "none":
+    # A run that goes on has its own weights.
+    if args.weights != "none" and not saved_epoch(args.output / arch, args):
         pretrained = True if args.weights == "published" else args.weights
         # What is only evaluated must bring its classifier along.
         load_pretrained(network, arch, pretrained, new_head=not args.evaluate)
@@ -157,9 +158,10 @@ def saved_epoch(folder: Path, args: argparse.Namespace) -> int:
     if not args.resume or not latest.exists():
         return 0
     states = load_paddle_file(latest)
-    if not isinstance(states, dict) or not isinstance(states.get("epoch"), int):
+    epoch = states.get("epoch") if isinstance(states, dict) else None
+    if type(epoch) is not int or epoch < 0:
         raise UserError(f"{latest}: expected the state of a run, found something else")
-    return states["epoch"]
+    return epoch
 
 
 def train(args: argparse.Namespace, model: Any, evaluation: Any, folder: Path) -> tuple[Any, dict]:

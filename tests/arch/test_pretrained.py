@@ -265,3 +265,8 @@ def test_pretrained_model_of_a_recipe_takes_a_name(cache, caplog):
     assert "HarDNet39_ds_pretrained.pdparams by PaddleClas: top-1 71.33 %" in caplog.text
     with pytest.raises(UserError, match="2 wrong shape"):
         build_network(session)
+    own = {**arch, "pretrained": "HarDNet39_ds"}  # the network's own argument: the same rule
+    session = Session(Recipe.parse({"Arch": own}, "test"), "cpu")
+    assert_loaded(build_network(session, new_head=True), state_of(1000), but=HEAD)
+    with pytest.raises(UserError, match="2 wrong shape"):
+        build_network(session)

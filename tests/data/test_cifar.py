@@ -1,6 +1,8 @@
 """CIFAR archives as the official ones are laid out, made here with a few images."""
 
+import gzip
 import io
+import lzma
 import os
 import pickle
 import tarfile
@@ -8,7 +10,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from ppcls.data.datasets import Cifar10, Cifar100
+from ppcls.data.datasets import Cifar10, Cifar100, tar_reader
 from ppcls.utils.errors import DataError
 
 OPS = [{"DecodeImage": None}]
@@ -145,3 +147,122 @@ def test_a_hostile_pickle_runs_nothing(tmp_path):
     with pytest.raises(DataError, match="data_batch_3"):
         Cifar10(path, OPS)
     assert not trap.exists()
+
+
+# Archives ---------------------------------------------------------------------------------------
+
+TEST = "cifar-100-python/test"
+END = bytes(1024)
+
+
+def header(name, size=0, kind=b"0", field=None):
+    """One header with its checksum; `field` replaces the 12 bytes of the size."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = field or block[124:136]
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def refuse(path, message, *parts, pack=gzip.compress):
+    path.write_bytes(pack(b"".join(parts)))
+    with pytest.raises(DataError, match=message) as caught:
+        Cifar100(str(path), OPS, mode="test")
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ") and "\n" not in text and text.isprintable()
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("how", ["w", "w:gz"])
+def test_tar_formats(tmp_path, form, how):
+    members = members100()
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, how, format=form, pax_headers={"comment": "global"}) as archive:
+        folder = tarfile.TarInfo("./cifar-100-python")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        archive.addfile(tarfile.TarInfo("cifar-100-python/" + "long" * 24))
+        for name, content in members.items():
+            data = pickle.dumps(content, 2)
+            info = tarfile.TarInfo(f"./{name}")
+            info.size, info.mtime = len(data), 1.5  # in pax an extended header of its own
+            archive.addfile(info, io.BytesIO(data))
+    dataset = Cifar100(str(path), OPS, mode="test")
+    assert dataset.labels.tolist() == members[TEST]["fine_labels"]
+
+
+@pytest.mark.parametrize("size", [-512, -1024, 100])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_binary_sizes_are_refused(tmp_path, size, pack):
+    sign = b"\xff" if size < 0 else b"\x80"
+    field = sign + size.to_bytes(11, "big", signed=True)
+    parts = (header("a"), header("b", field=field), header("a"), END)
+    refuse(tmp_path / "a.tar", "b: expected a size in octal digits", *parts, pack=pack)
+    parts = (header("a"), header("b", field=b"-0000001000\0"), header("a"), END)
+    refuse(tmp_path / "a.tar", "b: expected a size in octal digits", *parts, pack=pack)
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L"])
+def test_large_extended_headers_are_refused(tmp_path, kind):
+    message = "expected at most 65,536 bytes, found 3,221,225,472"
+    refuse(tmp_path / "a.tar.gz", message, header("x", 3 << 30, kind), bytes(1 << 20))
+
+
+def test_many_members_are_refused(tmp_path):
+    refuse(tmp_path / "a.tar.gz", "at most 64 members", header("a") * 5000, END)
+    names = "found a, a, a$"
+    refuse(tmp_path / "a.tar.gz", names, header("a") * 64, END)
+
+
+@pytest.mark.parametrize("name", [TEST, "junk"])
+def test_large_members_are_refused(tmp_path, name):
+    message = f"{name}: expected at most 209,715,200 bytes, found 524,288,000"
+    refuse(tmp_path / "a.tar.gz", message, header(name, 500 << 20), bytes(1 << 20))
+
+
+def test_large_totals_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_reader, "MAX_TOTAL_BYTES", 9000)
+    parts = (header("a", 4096), bytes(4096), header("b", 4096), bytes(4096), END)
+    refuse(tmp_path / "a.tar.gz", "at most 9,000 bytes, found 9,216 or more", *parts)
+    monkeypatch.setattr(tar_reader, "MAX_MEMBER_BYTES", 600)
+    parts = (header(TEST, 512), bytes(512), header("cifar-100-python/meta", 512), bytes(512))
+    refuse(tmp_path / "a.tar.gz", "meta: expected at most 600 bytes to read", *parts)
+    monkeypatch.setattr(tar_reader, "MAX_ARCHIVE_BYTES", 100)
+    refuse(tmp_path / "a.tar.gz", "at most 100 bytes", *parts, pack=bytes)
+
+
+@pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"6", b"K", b"S"])
+def test_links_and_devices_are_refused(tmp_path, kind):
+    refuse(tmp_path / "a.tar.gz", "expected a file or a folder", header("a", kind=kind), END)
+
+
+def test_names_are_shown_on_one_line(tmp_path):
+    refuse(tmp_path / "a.tar.gz", r"found a\\nb\\x1b\[0m$", header("a\nb\x1b[0m"), END)
+
+
+def test_other_compressions_and_damage(tmp_path):
+    path, whole = tmp_path / "a.tar", header("junk", 4096) + os.urandom(4096) + END
+    packed = bytearray(lzma.compress(whole))
+    packed[len(packed) // 2] ^= 0xFF
+    refuse(path, "expected a tar or tar.gz archive", packed, pack=bytes)
+    refuse(path, "expected a tar or tar.gz archive", bytes(2048))
+    refuse(path, "expected a tar header at byte 4,608", whole[:4608], b"x" * 512)
+    refuse(path, "expected 4,096 more bytes, found 488: it is cut short", whole[:1000])
+    packed = bytearray(gzip.compress(whole))
+    packed[10] ^= 0xFF  # the type of the first block
+    refuse(path, "expected gzip data, found Error", packed, pack=bytes)
+    empty_blocks = bytes.fromhex("1f8b08000000000000ff") + b"\0\0\0\xff\xff" * 200_000
+    refuse(path, "expected gzip data, found 0 bytes in", empty_blocks, pack=bytes)
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path, found in (
+        (tmp_path / "fifo", "a regular file"),
+        (tmp_path, "a file, found a folder"),
+        ("/dev/zero", "a regular file"),
+    ):
+        with pytest.raises(DataError, match=f"archive: expected {found}"):
+            Cifar100(str(path), OPS)

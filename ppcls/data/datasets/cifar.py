@@ -7,18 +7,16 @@ reader that builds plain data only, and nothing is unpacked to disk.
 
 from __future__ import annotations
 
-import tarfile
-import zlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from ppcls.data.datasets.base import DATASETS, ClassificationDataset, OnError, check_class_num
+from ppcls.data.datasets.tar_reader import read_members
 from ppcls.utils.errors import DataError, UserError
 from ppcls.utils.safe_pickle import restricted_load
 
-_MAX_MEMBER_BYTES = 1 << 29  # the largest real one, CIFAR-100's train, is 155 MB
 _PIXELS = 3 * 32 * 32
 
 Mode = Literal["train", "test"]
@@ -61,12 +59,13 @@ class CifarDataset(ClassificationDataset):
     """A CIFAR archive in memory: images [n, 32, 32, 3] uint8 RGB.
 
     Args:
-        data_file: the `.tar.gz` archive.
+        data_file: the `.tar.gz` archive, or the plain `.tar`.
         mode: which half.
         class_num: at least the set's own number of classes.
 
     Raises:
-        DataError: an archive that is missing, cut short, of the other set, or not as documented.
+        DataError: an archive that is missing, cut short, too large, of the other set, or not as
+            documented.
     """
 
     layout: Layout
@@ -88,7 +87,7 @@ class CifarDataset(ClassificationDataset):
         names = layout.members[mode]
         contents = _read_members(data_file, layout, (*names, layout.meta))
         parts = [
-            _read_batch(contents[name], layout, f"{data_file}: {layout.folder}/{name}")
+            _read_batch(contents.pop(name), layout, f"{data_file}: {layout.folder}/{name}")
             for name in names
         ]
         self.class_names = _read_names(
@@ -124,39 +123,21 @@ class Cifar100(CifarDataset):
     layout = CIFAR100
 
 
-def _read_members(path: str, layout: Layout, names: tuple[str, ...]) -> dict[str, bytes]:
+def _read_members(path: str, layout: Layout, names: tuple[str, ...]) -> dict[str, bytearray]:
     """Return the contents of the wanted members by name, reading the archive once."""
     wanted = {f"{layout.folder}/{name}": name for name in names}
-    contents: dict[str, bytes] = {}
-    found: list[str] = []
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                found.append(member.name)
-                name = wanted.get(member.name.removeprefix("./"))
-                if name is None or not member.isfile():
-                    continue
-                if member.size > _MAX_MEMBER_BYTES:
-                    raise DataError(
-                        f"{path}: {member.name}: expected at most {_MAX_MEMBER_BYTES} bytes, "
-                        f"found {member.size}"
-                    )
-                contents[name] = archive.extractfile(member).read()
-                if len(contents) == len(wanted):
-                    break
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot read the {layout.title} archive: {reason}") from error
-    missing = [member for member, name in wanted.items() if name not in contents]
+    where = f"{path}: cannot read the {layout.title} archive"
+    contents, found = read_members(path, wanted, where)
+    missing = [member for member in wanted if member not in contents]
     if missing:
         raise DataError(
             f"{path}: expected the {layout.title} archive with {missing[0]}, "
             f"found {', '.join(found[:3]) or 'nothing'}"
         )
-    return contents
+    return {wanted[member]: content for member, content in contents.items()}
 
 
-def _read_mapping(data: bytes, keys: tuple[str, ...], where: str) -> dict[str, Any]:
+def _read_mapping(data: bytearray, keys: tuple[str, ...], where: str) -> dict[str, Any]:
     try:
         # The archives were written by Python 2: its text, and the arrays' bytes, are Latin-1.
         mapping = restricted_load(data, where=where, encoding="latin1")
@@ -171,7 +152,7 @@ def _read_mapping(data: bytes, keys: tuple[str, ...], where: str) -> dict[str, A
     return mapping
 
 
-def _read_batch(data: bytes, layout: Layout, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_batch(data: bytearray, layout: Layout, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Return images [n, 32, 32, 3] uint8 and labels [n] int64."""
     mapping = _read_mapping(data, ("data", layout.label_key), where)
     rows, labels = mapping["data"], mapping[layout.label_key]
@@ -197,7 +178,7 @@ def _read_batch(data: bytes, layout: Layout, where: str) -> tuple[np.ndarray, np
     return np.ascontiguousarray(images), np.array(labels, dtype=np.int64)
 
 
-def _read_names(data: bytes, layout: Layout, where: str) -> list[str]:
+def _read_names(data: bytearray, layout: Layout, where: str) -> list[str]:
     names = _read_mapping(data, (layout.names_key,), where)[layout.names_key]
     if not isinstance(names, list) or len(names) != layout.classes:
         raise DataError(f"{where}: expected {layout.classes} names in {layout.names_key!r}")
