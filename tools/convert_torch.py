@@ -23,13 +23,14 @@ from ppcls.convert import (
     save_torch_state_dict,
     torch_to_paddle,
 )
-from ppcls.convert.mapping import find_architecture
+from ppcls.convert.mapping import canonical_name, find_architecture
 from ppcls.convert.verify import FLOAT32_TOLERANCE, verify
 from ppcls.utils import runtime
 from ppcls.utils.cli import make_parser, run
 from ppcls.utils.errors import JobError, UserError
 from ppcls.utils.fileio import atomic_write, map_file
 from ppcls.utils.pdparams import save_pdparams, save_safetensors
+from ppcls.utils.safe_pickle import MAX_FILE_BYTES
 
 EXAMPLE = "python tools/convert_torch.py hardnet68.pth HarDNet68.pdparams --verify"
 SUFFIXES = {"paddle": (".pdparams", ".safetensors"), "torch": (".pth", ".pt", ".safetensors")}
@@ -39,7 +40,12 @@ def parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, EXAMPLE, config=False)
     parser.add_argument("source", metavar="IN", type=Path, help=".pth, .pdparams or .safetensors")
     parser.add_argument("target", metavar="OUT", type=Path, help="file to write")
-    parser.add_argument("--to", choices=sorted(SUFFIXES), default="paddle", help="default: paddle")
+    parser.add_argument(
+        "--to",
+        choices=sorted(SUFFIXES),
+        default="paddle",
+        help="default: paddle; for torch num_batches_tracked is 0, as Paddle has no such counter",
+    )
     parser.add_argument("--arch", help="network, e.g. HarDNet68 (default: seen from the weights)")
     parser.add_argument("--class-num", type=int, metavar="N", help="classes, if not 1000")
     parser.add_argument("--verify", action="store_true", help="run both networks and compare")
@@ -47,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
         "--tolerance",
         type=float,
         default=FLOAT32_TOLERANCE,
-        help="largest absolute difference of float32 logits (default: %(default)s)",
+        help="largest absolute difference of float32 logits (default: %(default)s; "
+        "measured: 7.9e-5 for HarDNet68_ds, at most 1.3e-5 for the others)",
     )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
     return parser
@@ -61,9 +68,18 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--class-num: expected 1 or more, got {args.class_num}")
     if not 0 < args.tolerance < math.inf:
         raise UserError(f"--tolerance: expected a number above 0, got {args.tolerance}")
+    check_report(args.report, "--report")
+    check_report(args.json, "--json")
     outputs = [path.resolve() for path in (args.target, args.report, args.json) if path]
     if len({*outputs, args.source.resolve()}) <= len(outputs):
         raise UserError("IN, OUT, --report and --json: expected different files")
+
+
+def check_report(path: Path | None, option: str) -> None:
+    if path and path.is_dir():
+        raise UserError(f"{option} {path}: expected a file name, found a folder")
+    if path and not path.absolute().parent.is_dir():
+        raise UserError(f"{option} {path}: expected a folder that exists")
 
 
 def official_files() -> list[Any]:
@@ -75,7 +91,7 @@ def official_files() -> list[Any]:
 
 def fingerprint(path: Path) -> dict[str, Any]:
     """Identify a file, and say which official one it is, by either of two checksums."""
-    data = map_file(path)
+    data = map_file(path, MAX_FILE_BYTES)
     sha256 = hashlib.sha256(data).hexdigest()
     blob = hashlib.sha1(b"blob %d\0" % len(data), usedforsecurity=False)
     blob.update(data)
@@ -137,15 +153,14 @@ def write(path: Path, state: Mapping[str, np.ndarray], to: str) -> None:
 def convert(args: argparse.Namespace) -> dict[str, Any]:
     check_arguments(args)
     runtime.import_paddle()
-    source = fingerprint(args.source)
     to_paddle = args.to == "paddle"
     given = (load_torch_state_dict if to_paddle else load_paddle_state_dict)(args.source)
-    arch = args.arch or recognise(given)
+    arch = canonical_name(args.arch) if args.arch else recognise(given)
     result = (torch_to_paddle if to_paddle else paddle_to_torch)(given, arch, args.class_num)
     check_finite(result, args.source)
     print(f"{args.source}: {arch}, {len(given)} tensors -> {len(result)}")
     report: dict[str, Any] = {
-        "source": source,
+        "source": fingerprint(args.source),
         "arch": arch,
         "to": args.to,
         "tensors": {"source": len(given), "result": len(result)},

@@ -11,6 +11,7 @@ from ppcls.convert.torch_reader import load_torch_state_dict
 from ppcls.utils.errors import UserError
 from ppcls.utils.fileio import map_file
 from ppcls.utils.pdparams import TORCH_MAGIC, load_paddle_state_dict
+from ppcls.utils.safe_pickle import MAX_FILE_BYTES
 from ppcls.utils.safetensors_file import is_safetensors
 
 _TORCH_ENDINGS = (COUNTER, *(f".{torch}" for torch, _ in SUFFIXES))
@@ -23,7 +24,7 @@ def load_weights(path: str | Path, arch: str | None = None) -> dict[str, np.ndar
     `arch`, whatever its class count; weights of any network may come under Paddle's names. Raises
     UserError: no such file, damaged, not plain data, or PyTorch's weights of another network.
     """
-    data = map_file(path)
+    data = map_file(path, MAX_FILE_BYTES)
     if not (_is_torch(data) or is_safetensors(data)):
         return load_paddle_state_dict(path)
     state = load_torch_state_dict(path)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppcls.utils.errors import ConfigError, UserError, did_you_mean
+from ppcls.utils.safe_pickle_types import shorten
 
 Shapes = dict[str, tuple[int, ...]]
 State = dict[str, np.ndarray]
@@ -52,7 +53,9 @@ class ConversionError(UserError):
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    """The first names, which may come from a file: escaped and cut, without quotes."""
+    first = [shorten(name).strip("'\"") for name in names[:3]]
+    return ", ".join(first) + (", ..." if len(names) > 3 else "")
 
 
 class Architecture(NamedTuple):
@@ -87,12 +90,23 @@ def architectures() -> dict[str, Architecture]:
 
 
 def find_architecture(name: str) -> Architecture:
-    """Return the row called `name`, or raise ConfigError with the known names."""
+    """Return the row of any spelling of a name, or raise ConfigError with the known names."""
+    return architectures()[canonical_name(name)]
+
+
+def canonical_name(name: str) -> str:
+    """Return PaddleClas's name for any spelling of it (`hardnet_39_ds`), or raise ConfigError."""
     rows = architectures()
-    if name not in rows:
+    found = {_fold(known): known for known in rows}.get(_fold(name))
+    if found is None:
         hint = did_you_mean(name, rows)
         raise ConfigError(f"arch: unknown network {name!r}{hint}; known: {', '.join(rows)}")
-    return rows[name]
+    return found
+
+
+def _fold(name: str) -> str:
+    """As in `ppcls.arch.registry`."""
+    return name.lower().replace("_", "").replace("-", "")
 
 
 # Names ------------------------------------------------------------------------------------------
@@ -148,7 +162,8 @@ def paddle_to_torch(
 ) -> State:
     """Return PyTorch's state dict of network `arch` from Paddle's, in PyTorch's order.
 
-    Numbers become float32; the counters PyTorch keeps are int64 zeros. See `torch_to_paddle`.
+    Numbers become float32; the counters PyTorch keeps are int64 zeros, since Paddle has no
+    such counter, whatever they were. See `torch_to_paddle`.
     """
     row = find_architecture(arch)
     classes = class_num or row.class_num
@@ -191,7 +206,7 @@ def _check(
     if len(missing) + len(wrong) > len(row.head):
         reason += _other_owner(given, expected)
     elif wrong and not missing and not unexpected and (count := _class_count(given, row)):
-        reason += f" with {class_num} classes (they have {count}: pass that as the class count)"
+        reason += f" with {class_num} classes (they have {count}: pass --class-num {count})"
     raise ConversionError(reason, missing, unexpected, wrong)
 
 

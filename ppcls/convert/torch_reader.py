@@ -24,7 +24,7 @@ from ppcls.convert.stored_zip import StoredZip
 from ppcls.utils.errors import UserError
 from ppcls.utils.fileio import map_file
 from ppcls.utils.pdparams import TORCH_MAGIC
-from ppcls.utils.safe_pickle import MAX_STEPS, PickleReader, UnsafeFileError
+from ppcls.utils.safe_pickle import MAX_FILE_BYTES, MAX_STEPS, PickleReader, UnsafeFileError
 from ppcls.utils.safe_pickle_types import (
     MAX_DIMS,
     PLAIN,
@@ -97,6 +97,8 @@ class TorchTensor(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    is_negative: bool = False  # the values are those of the storage with the other sign
+    is_conjugate: bool = False
 
     @property
     def count(self) -> int:
@@ -111,12 +113,34 @@ class TorchTensor(NamedTuple):
 
 
 def _rebuild_tensor(
-    reader: PickleReader, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
+    reader: PickleReader,
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    requires_grad: Any = False,
+    hooks: Any = None,
+    metadata: Any = None,
+    *_: Any,
 ) -> TorchTensor:
     """Also `_rebuild_tensor_v2`, which adds requires_grad, hooks and metadata."""
     if not isinstance(storage, Storage):
         raise reader.refuse("a tensor has no storage")
-    return _view(reader, storage, storage.dtype, offset, shape, strides)
+    view = _view(reader, storage, storage.dtype, offset, shape, strides)
+    return _with_metadata(reader, view, metadata)
+
+
+def _with_metadata(reader: PickleReader, tensor: TorchTensor, metadata: Any) -> TorchTensor:
+    """Note `{"neg": True}` and `{"conj": True}` of lazy views; refuse what else changes values."""
+    if metadata is None:
+        return tensor
+    if not isinstance(metadata, dict) or any(type(flag) is not bool for flag in metadata.values()):
+        raise reader.refuse("a tensor has metadata of an unknown form")
+    flags = {name for name, flag in metadata.items() if flag}
+    is_number = tensor.dtype.startswith(("float", "bfloat", "complex"))
+    if not flags <= {"neg", "conj"} or (flags and not is_number):
+        raise reader.refuse(f"a tensor has the unknown property {shorten(min(map(str, flags)))}")
+    return tensor._replace(is_negative="neg" in flags, is_conjugate="conj" in flags)
 
 
 def _rebuild_tensor_v3(
@@ -128,13 +152,15 @@ def _rebuild_tensor_v3(
     requires_grad: Any,
     hooks: Any,
     dtype: Any,
+    metadata: Any = None,
     *_: Any,
 ) -> TorchTensor:
     """The form for dtypes that have no storage class of their own."""
     name = dtype.name.removeprefix("torch.") if isinstance(dtype, Symbol) else ""
     if not isinstance(storage, Storage) or storage.dtype != "uint8" or name not in DTYPES:
         raise reader.refuse(f"a tensor of {shorten(name)} has no NumPy equivalent")
-    return _view(reader, storage, name, offset, shape, strides)
+    view = _view(reader, storage, name, offset, shape, strides)
+    return _with_metadata(reader, view, metadata)
 
 
 def _view(
@@ -403,7 +429,10 @@ def _to_array(tensor: TorchTensor, checkpoint: Checkpoint) -> np.ndarray:
     if tensor.dtype == "bool":
         return view != 0
     native = np.array(view, dtype.newbyteorder("="), order="C")
-    return widen_bfloat16(native) if tensor.dtype == "bfloat16" else native
+    values = widen_bfloat16(native) if tensor.dtype == "bfloat16" else native
+    if tensor.is_conjugate:
+        np.conjugate(values, out=values)
+    return np.negative(values, out=values) if tensor.is_negative else values
 
 
 def load_torch_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -413,7 +442,7 @@ def load_torch_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     their dtype, except bfloat16, which becomes float32. Arrays are contiguous copies. Raises
     UserError (no such file, no weights in it) and UnsafeFileError (damaged, not plain data).
     """
-    data, where = map_file(path), str(path)
+    data, where = map_file(path, MAX_FILE_BYTES), str(path)
     if is_safetensors(data):
         tensors = load_safetensors(path)
         return dict(zip(strip_prefix(list(tensors)), tensors.values(), strict=True))

@@ -164,11 +164,7 @@ def _download(addresses: list[str], urls: list[str], target: Path, identity: Ide
     reasons = []
     for url in addresses:
         try:
-            receive(url, part, size=identity.size, max_bytes=MAX_BYTES, label=target.name)
-            problem = identity.problem(part)
-            if problem:
-                discard(part)
-                raise DownloadError(problem)
+            _receive(url, part, target.name, identity)
         except DownloadError as error:
             reasons.append(f"{shown(url)}: {error}" if len(addresses) > 1 else str(error))
         else:
@@ -180,6 +176,27 @@ def _download(addresses: list[str], urls: list[str], target: Path, identity: Ide
         f"cannot download {target.name} ({reason}); {source}put it there: {target}"
         + _about_record(target, identity)
     )
+
+
+def _receive(url: str, part: Path, label: str, identity: Identity) -> None:
+    """Fill `part` with the file. A wrong one that was gone on with blindly starts again once."""
+    is_checked = identity.sha256 is not None or identity.git_blob is not None
+    for _ in range(2):
+        is_joined = receive(
+            url,
+            part,
+            size=identity.size,
+            max_bytes=MAX_BYTES,
+            label=label,
+            is_checked=is_checked,
+        )
+        problem = identity.problem(part)
+        if not problem:
+            return
+        discard(part)
+        if not is_joined:
+            break
+    raise DownloadError(problem)
 
 
 def _move(part: Path, target: Path) -> None:

@@ -1,7 +1,8 @@
 """One file from one http or https address, going on where an earlier attempt broke off.
 
 While it arrives, the content is in PART, and in PART.json which address and version it is of; a
-file that changed on the server meanwhile starts again.
+file that changed on the server meanwhile starts again. Where the server names no version, what has
+arrived is gone on with only if the caller knows the content's checksum.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT = 30.0  # seconds without a byte
+MIN_RATE, RATE_WINDOW = 1000, 60.0  # fewer bytes per second, over so many seconds: stalled
 PAUSES = (1.0, 2.0, 4.0)  # seconds between the attempts
 CHUNK = 1 << 18
 _RETRIED = (408, 425, 429, 500, 502, 503, 504)
@@ -35,29 +37,53 @@ class DownloadError(Exception):
 
 def shown(url: str) -> str:
     """An address without passwords and tokens, for messages."""
-    parts = urllib.parse.urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urllib.parse.urlunsplit((parts.scheme, host, parts.path, "", ""))
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+        address = urllib.parse.urlunsplit((parts.scheme, host, parts.path, "", ""))
+    except ValueError:
+        address = re.split(r"[?#]", url, maxsplit=1)[0].rpartition("@")[2]
+    return _printable(address)
+
+
+def _printable(text: object) -> str:
+    """What a server or user sent, for a message: on one line, at most 500 characters."""
+    return "".join(char if char.isprintable() else "?" for char in str(text)[:500])
 
 
 def is_web_address(url: str) -> bool:
-    parts = urllib.parse.urlsplit(url)
-    return parts.scheme in ("http", "https") and bool(parts.netloc)
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # an IPv6 address without its bracket, a port that is none
+        return False
 
 
-def receive(url: str, part: Path, *, size: int | None, max_bytes: int, label: str) -> None:
+def receive(
+    url: str,
+    part: Path,
+    *,
+    size: int | None,
+    max_bytes: int,
+    label: str,
+    is_checked: bool = False,
+) -> bool:
     """Fill `part` with what `url` holds: `size` bytes if that is known, never above `max_bytes`.
 
-    Raises DownloadError when the attempts are used up; what has arrived then stays in `part`.
+    `is_checked` promises that the caller compares a checksum; then what has arrived of a file
+    without version is gone on with too. Returns whether that happened: if the checksum is wrong,
+    starting again may help. Raises DownloadError when the attempts are used up; what has arrived
+    then stays in `part`.
     """
     for pause in (*PAUSES, None):
         try:
-            return _attempt(url, part, size, size or max_bytes, label)
+            return _attempt(url, part, size, size or max_bytes, label, is_checked)
         except DownloadError as error:
             if not error.again or pause is None:
                 raise
             print(f"{label}: {error}; again in {pause:g} s", file=sys.stderr)
             time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def discard(part: Path) -> None:
@@ -70,11 +96,14 @@ def _note(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _attempt(url: str, part: Path, size: int | None, limit: int, label: str) -> None:
-    version = _version_of(part, url)
+def _attempt(
+    url: str, part: Path, size: int | None, limit: int, label: str, is_checked: bool
+) -> bool:
+    is_begun, version = _begun(part, url)
     headers = {"User-Agent": "ppcls", "Accept-Encoding": "identity"}
-    if version:
-        headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": version}
+    if is_begun and (version or is_checked):
+        headers["Range"] = f"bytes={part.stat().st_size}-"
+        headers |= {"If-Range": version} if version else {}
     with _open(url, headers, part) as answer:
         start, total = _place(answer, part, size, limit)
         if start == 0:
@@ -82,15 +111,16 @@ def _attempt(url: str, part: Path, size: int | None, limit: int, label: str) -> 
             text = json.dumps({"url": url, "version": _validator(answer)})
             _note(part).write_text(text, "utf-8")
         _copy(answer, part, start, total, limit, label)
+    return start > 0 and not version
 
 
-def _version_of(part: Path, url: str) -> str | None:
-    """What identifies the version that `part` is the beginning of, None to start anew."""
+def _begun(part: Path, url: str) -> tuple[bool, str | None]:
+    """Whether `part` is a beginning of what `url` holds, and of which version if that is known."""
     try:
         noted = json.loads(_note(part).read_text("utf-8"))
-        return noted["version"] if noted["url"] == url and part.stat().st_size > 0 else None
+        return noted["url"] == url and part.stat().st_size > 0, noted["version"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return False, None
 
 
 def _validator(answer: Any) -> str | None:
@@ -101,29 +131,44 @@ def _validator(answer: Any) -> str | None:
 
 def _open(url: str, headers: dict[str, str], part: Path) -> Any:
     try:
-        return _OPENER.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        request = urllib.request.Request(_quoted(url), headers=headers)
+        return _OPENER.open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:  # what is here is no beginning of what is there
             discard(part)
         again = error.code == 416 or error.code in _RETRIED
-        raise DownloadError(f"HTTP {error.code} {error.reason}", again=again) from error
+        reason = _printable(error.reason)
+        raise DownloadError(f"HTTP {error.code} {reason}", again=again) from error
     except urllib.error.URLError as error:
         # An unknown host stays unknown, a refused redirect refused.
         again = not isinstance(error.reason, (socket.gaierror, str))
-        raise DownloadError(f"no connection ({error.reason})", again=again) from error
+        reason = _printable(error.reason)
+        raise DownloadError(f"no connection ({reason})", again=again) from error
+    except (ValueError, http.client.InvalidURL) as error:  # UnicodeError among them
+        # of a redirect, or a host name that cannot be encoded
+        raise DownloadError(f"no proper address ({_printable(error)})") from error
     except _NETWORK_ERRORS as error:
-        raise DownloadError(f"no answer ({error})", again=True) from error
+        raise DownloadError(f"no answer ({_printable(error)})", again=True) from error
+
+
+def _quoted(url: str) -> str:
+    """The address with what may not stand in a path or query (`é`, a space) as %XX."""
+    parts = urllib.parse.urlsplit(url)
+    safe = "/%:@!$&'()*+,;=?"
+    path, query = (urllib.parse.quote(part, safe) for part in (parts.path, parts.query))
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, query, ""))
 
 
 def _place(answer: Any, part: Path, size: int | None, limit: int) -> tuple[int, int | None]:
     """Where the answer's bytes begin, and the size of the whole file if the server says it."""
     length = answer.headers.get("Content-Length")
-    start, total = 0, int(length) if length and length.isdigit() else None
+    start, total = 0, int(length) if re.fullmatch("[0-9]{1,18}", length or "") else None
     if answer.status == 206:
-        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+        pattern = "bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})"
+        span = re.fullmatch(pattern, answer.headers.get("Content-Range", ""))
         start, total = (int(span[1]), int(span[2])) if span else (-1, None)
-        if start != part.stat().st_size:
+        if start != (part.stat().st_size if part.exists() else 0):
             discard(part)
             raise DownloadError("the server sent another part than asked for", again=True)
     if total is not None and size is not None and total != size:
@@ -134,7 +179,7 @@ def _place(answer: Any, part: Path, size: int | None, limit: int) -> tuple[int, 
 
 
 def _copy(answer: Any, part: Path, start: int, total: int | None, limit: int, label: str) -> None:
-    progress, size = _Progress(label, start, total), start
+    progress, size, pace = _Progress(label, start, total), start, _Pace(start)
     with open(part, "ab", buffering=0) as file:
         while chunk := _read(answer, size):
             size += len(chunk)
@@ -143,16 +188,35 @@ def _copy(answer: Any, part: Path, start: int, total: int | None, limit: int, la
                 raise DownloadError(f"expected at most {limit:,} bytes, got more")
             file.write(chunk)
             progress.show(size)
+            pace.check(size)
     if total is not None and size != total:
         raise DownloadError(f"broken off after {size:,} of {total:,} bytes", again=True)
     progress.end(size)
 
 
 def _read(answer: Any, size: int) -> bytes:
+    """What has arrived, without waiting for a whole block of it."""
     try:
-        return answer.read(CHUNK)
-    except _NETWORK_ERRORS as error:
-        raise DownloadError(f"broken off after {size:,} bytes ({error})", again=True) from error
+        return answer.read1(CHUNK)
+    except (*_NETWORK_ERRORS, ValueError) as error:
+        reason = f"broken off after {size:,} bytes ({_printable(error)})"
+        raise DownloadError(reason, again=True) from error
+
+
+class _Pace:
+    """Finds connections that never time out since a byte trickles in now and then."""
+
+    def __init__(self, size: int) -> None:
+        self.since, self.size = time.monotonic(), size
+
+    def check(self, size: int) -> None:
+        now = time.monotonic()
+        if now - self.since < RATE_WINDOW:
+            return
+        if size - self.size < MIN_RATE * (now - self.since):
+            reason = f"stalled after {size:,} bytes: less than {MIN_RATE:,} bytes per second"
+            raise DownloadError(reason, again=True)
+        self.since, self.size = now, size
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

@@ -6,9 +6,11 @@ our own small functions, which check what they are given; every other name is re
 text, numbers and NumPy arrays of numbers or fixed-width text are all that can come out.
 
 Limits, whatever the file says: a million instructions (a second or two), memory of about half a
-gigabyte plus five times the file, results at most 100 levels deep that are no larger when written
-out than `MAX_NODES` values, no cycles. A thousand tensors take some thirty thousand instructions,
-the names and labels of CIFAR-100 two hundred thousand.
+gigabyte plus five times the file (texts together: no more than the file plus 64 MiB, each at most
+16 MiB; what is longer stays a view of the file, which only arrays may use), results at most 100
+levels deep that are no larger when written out than `MAX_NODES` values, no cycles. A thousand
+tensors take some thirty thousand instructions, the names and labels of CIFAR-100 two hundred
+thousand.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from ppcls.utils.errors import UserError
 from ppcls.utils.safe_pickle_types import (
     PLAIN,
     Handler,
+    Span,
     Symbol,
     finish_array,
     finish_dtype,
@@ -37,6 +40,7 @@ MAX_STEPS = 1_000_000
 MAX_NODES = 2_000_000
 MAX_DEPTH = 100
 MAX_LINE = 1024
+MAX_TEXT = 1 << 24  # bytes of one text; longer ones are never decoded as a whole
 SPARE_BYTES = 64 << 20
 ENCODINGS = ("ASCII", "latin1", "bytes", "utf-8")
 
@@ -91,6 +95,7 @@ class PickleReader:
         self.leaves = leaves
         self.max_steps = max_steps
         self.budget = 4 * len(self.data) + SPARE_BYTES
+        self.text_budget = len(self.data) + SPARE_BYTES
         self.stack: list = []
         self.marks: list[list] = []
         self.memo: dict[int, Any] = {}
@@ -132,6 +137,12 @@ class PickleReader:
         if self.budget < 0:
             raise self.refuse("it asks for far more memory than its size justifies")
 
+    def spend_text(self, text: str | bytes) -> None:
+        """Account for a decoded text: short ones are worth their instructions."""
+        self.text_budget -= sys.getsizeof(text) if len(text) > 4096 else 0
+        if self.text_budget < 0:
+            raise self.refuse("its texts need far more memory than its size justifies")
+
     # Reading the stream -------------------------------------------------------------------------
 
     def take(self, count: int) -> memoryview:
@@ -157,13 +168,20 @@ class PickleReader:
                 raise self.refuse(f"it has an endless line at byte {self.position}")
             size *= 4
 
-    def text(self, raw: memoryview) -> str:
+    def text(self, raw: memoryview) -> str | Span:
+        if len(raw) > MAX_TEXT:
+            return Span(raw, "utf-8")
         text = str(raw, "utf-8", "surrogatepass")
-        self.spend(sys.getsizeof(text) if len(raw) > 4096 else 0)
+        self.spend_text(text)
         return text
 
-    def python2_string(self, raw: bytes) -> str | bytes:
-        return raw if self.encoding == "bytes" else raw.decode(self.encoding)
+    def python2_string(self, raw: memoryview | bytes) -> str | bytes | Span:
+        is_text = self.encoding != "bytes"
+        if len(raw) > MAX_TEXT:
+            return Span(raw, self.encoding if is_text else None)
+        text = str(raw, self.encoding) if is_text else bytes(raw)
+        self.spend_text(text)
+        return text
 
     # Building objects ---------------------------------------------------------------------------
 
@@ -257,10 +275,14 @@ for _code, _layout in (
     (pickle.BINBYTES, "<I"),
     (pickle.BINBYTES8, "<Q"),
 ):
-    _payload(_code, _layout, lambda reader, raw: bytes(raw))
-_payload(pickle.BYTEARRAY8, "<Q", lambda reader, raw: bytearray(raw))
+    _payload(_code, _layout, lambda reader, raw: _bytes(raw, bytes))
+_payload(pickle.BYTEARRAY8, "<Q", lambda reader, raw: _bytes(raw, bytearray))
 for _code, _layout in ((pickle.SHORT_BINSTRING, "<B"), (pickle.BINSTRING, "<I")):
-    _payload(_code, _layout, lambda reader, raw: reader.python2_string(bytes(raw)))
+    _payload(_code, _layout, PickleReader.python2_string)
+
+
+def _bytes(raw: memoryview, kind: type) -> bytes | bytearray | Span:
+    return Span(raw, None) if len(raw) > MAX_TEXT else kind(raw)
 
 
 def _long(reader: PickleReader, raw: memoryview) -> int:
@@ -278,8 +300,8 @@ _pushes(pickle.FLOAT, lambda reader: float(reader.line(64)))
 
 @_operation(pickle.UNICODE)
 def _unicode(reader: PickleReader) -> None:
-    text = str(reader.line(len(reader.data)), "raw-unicode-escape")
-    reader.spend(sys.getsizeof(text) if len(text) > 4096 else 0)
+    text = str(reader.line(MAX_TEXT), "raw-unicode-escape")
+    reader.spend_text(text)
     reader.stack.append(text)
 
 
@@ -291,7 +313,7 @@ def _int(reader: PickleReader) -> None:
 
 @_operation(pickle.STRING)
 def _string(reader: PickleReader) -> None:
-    line = reader.line(len(reader.data)).strip()
+    line = reader.line(MAX_TEXT).strip()
     if len(line) < 2 or line[0] != line[-1] or line[:1] not in (b"'", b'"'):
         raise reader.refuse("a text is not quoted")
     reader.stack.append(reader.python2_string(codecs.escape_decode(line[1:-1])[0]))
@@ -477,6 +499,8 @@ def _leaf_bytes(node: Any, reader: PickleReader) -> int:
         return 8
     if type(node) in (set, frozenset):
         return 8 * len(node)
+    if type(node) is Span:
+        raise reader.refuse(f"a text or bytes of more than {MAX_TEXT:,} bytes belong to no array")
     name = node.name if isinstance(node, Symbol) else type(node).__name__
     raise reader.refuse(f"{shorten(name)} is no plain data")
 

@@ -7,6 +7,7 @@ it reports with `reader.spend`.
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -36,6 +37,26 @@ class Symbol:
     def __init__(self, name: str, handler: Handler) -> None:
         self.name = name
         self.handler = handler
+
+
+class Span:
+    """A text or bytes too long to be decoded or copied before an array needs them."""
+
+    __slots__ = ("raw", "encoding")
+
+    def __init__(self, raw: memoryview | bytes, encoding: str | None) -> None:
+        self.raw = memoryview(raw)
+        self.encoding = encoding  # None: these are bytes
+
+    def as_bytes(self) -> memoryview | bytearray:
+        """The bytes, or the text in latin1 (piece by piece; ValueError if it is no such text)."""
+        if self.encoding in (None, "latin1"):
+            return self.raw
+        result, decoder = bytearray(), codecs.getincrementaldecoder(self.encoding)()
+        for start in range(0, len(self.raw), 1 << 20):
+            result += decoder.decode(self.raw[start : start + (1 << 20)]).encode("latin1")
+        decoder.decode(b"", True)
+        return result
 
 
 def _items_of(reader: PickleReader, items: Any) -> list | tuple:
@@ -81,8 +102,11 @@ def _make_list(reader: PickleReader, items: Any = ()) -> list:
     return list(_items_of(reader, items))
 
 
-def _encode(reader: PickleReader, text: Any, encoding: Any = "latin1") -> bytes:
+def _encode(reader: PickleReader, text: Any, encoding: Any = "latin1") -> bytes | Span:
     """Bytes in protocol 2 are `_codecs.encode(text, "latin1")`."""
+    if type(text) is Span and text.encoding and encoding in ("latin1", "latin-1"):
+        reader.spend(len(text.raw))
+        return Span(text.as_bytes(), None)
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise reader.refuse("it encodes text in an unusual way")
     reader.spend(len(text))
@@ -94,7 +118,8 @@ def _make_bytes(reader: PickleReader) -> bytes:
 
 
 def _make_bytearray(reader: PickleReader, raw: Any = b"", encoding: Any = "latin1") -> bytearray:
-    return bytearray(_raw_bytes(reader, raw if type(raw) is bytes else _encode(reader, raw)))
+    is_bytes = type(raw) is bytes or (type(raw) is Span and raw.encoding is None)
+    return bytearray(_raw_bytes(reader, raw if is_bytes else _encode(reader, raw)))
 
 
 def _make_complex(reader: PickleReader, real: Any, imag: Any) -> complex:
@@ -103,10 +128,13 @@ def _make_complex(reader: PickleReader, real: Any, imag: Any) -> complex:
     return complex(real, imag)
 
 
-def _raw_bytes(reader: PickleReader, raw: Any) -> bytes | bytearray:
+def _raw_bytes(reader: PickleReader, raw: Any) -> bytes | bytearray | memoryview:
     """The bytes of an array, which Python 2 pickles read as latin1 hold as text."""
     if type(raw) is str:
         raw = raw.encode("latin1")
+    if type(raw) is Span:
+        reader.spend(len(raw.raw))  # before the copy
+        return raw.as_bytes()
     if type(raw) not in (bytes, bytearray):
         raise reader.refuse("the data of an array is no bytes (an array of Python objects?)")
     reader.spend(len(raw))
@@ -171,11 +199,11 @@ def finish_array(reader: PickleReader, array: np.ndarray, state: Any) -> None:
     if type(state) is not tuple or len(state) not in (4, 5):
         raise reader.refuse("an array has a state of an unknown form")
     shape, dtype, is_fortran, raw = state[-4:]
-    raw = bytes(_raw_bytes(reader, raw))
+    raw = _raw_bytes(reader, raw)
     _check_shape(reader, shape, dtype, raw)
     if type(is_fortran) not in (bool, int):
         raise reader.refuse("an array has a state of an unknown form")
-    array.__setstate__((1, shape, dtype, bool(is_fortran), raw))
+    array.__setstate__((1, shape, dtype, bool(is_fortran), bytes(raw)))
 
 
 def _array_from_buffer(

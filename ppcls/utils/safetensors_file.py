@@ -17,7 +17,7 @@ import numpy as np
 
 from ppcls.utils.fileio import atomic_write, map_file
 from ppcls.utils.pickle_writer import little_endian, raw_bytes
-from ppcls.utils.safe_pickle import UnsafeFileError
+from ppcls.utils.safe_pickle import MAX_FILE_BYTES, UnsafeFileError
 from ppcls.utils.safe_pickle_types import MAX_DIMS, shorten
 
 MAX_HEADER_BYTES = 16 << 20
@@ -53,7 +53,7 @@ def is_safetensors(data: Any) -> bool:
 
 def load_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     """Read every tensor, in the order of the header. Raises UserError, UnsafeFileError."""
-    data = map_file(path)
+    data = map_file(path, MAX_FILE_BYTES)
     header, start = _read_header(data, str(path))
     header.pop("__metadata__", None)
     spans = {

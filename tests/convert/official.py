@@ -13,8 +13,22 @@ FILES = {"HarDNet39_ds": "hardnet39ds", "HarDNet68": "hardnet68"}
 
 
 def names_and_shapes(arch: str) -> dict[str, tuple[int, ...]]:
+    if arch not in FILES:
+        return _from_paddle_names(arch)
     rows = json.loads((ASSETS / f"{FILES[arch]}.state_dict.json").read_text())
     return {name: tuple(shape) for name, shape, _ in rows}
+
+
+def _from_paddle_names(arch: str) -> dict[str, tuple[int, ...]]:
+    """Written out here a second time, so that the conversion is not compared with itself."""
+    result: dict[str, tuple[int, ...]] = {}
+    shapes = json.loads((ASSETS / "hardnet_state_dicts.json").read_text())[arch]
+    for name, shape in shapes.items():
+        name = name.replace("._mean", ".running_mean").replace("._variance", ".running_var")
+        result[name] = tuple(shape[::-1] if len(shape) == 2 else shape)
+        if name.endswith(".running_var"):
+            result[name.replace("running_var", "num_batches_tracked")] = ()
+    return result
 
 
 def weights(arch: str, seed: int = 0) -> dict[str, np.ndarray]:

@@ -153,6 +153,9 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, source, capsys):
         "expected a .pth or .pt or .safetensors": (source, out, "--to", "torch"),
         "expected different files": (source, out, "--json", out),
         "not finite, first base.0.norm.bias": (tmp_path / "nan.safetensors", out),
+        "--report .*a folder that exists": (source, out, "--report", tmp_path / "no" / "r.json"),
+        "--report .*found a folder": (source, out, "--report", tmp_path),
+        "--json .*found a folder": (source, out, "--json", tmp_path),
         "cannot be written": (source, tmp_path / "no" / "out.pdparams"),
     }
     for words, arguments in cases.items():
@@ -161,6 +164,21 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, source, capsys):
         assert error.count("\n") == 1
         assert re.search(words, error), words
         assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_any_spelling_of_the_network(tmp_path, source):
+    out = tmp_path / "a.pdparams"
+    assert run(source, out, "--arch", "hardnet_39_ds", "--verify", "--json", tmp_path / "j") == 0
+    assert json.loads((tmp_path / "j").read_text())["arch"] == ARCH
+
+
+def test_a_huge_file_is_refused_unread(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(convert_torch, "fingerprint", lambda path: pytest.fail("hashed"))
+    for size, words in ((12 << 30, "expected at most"), (3 << 30, "neither of its containers")):
+        with open(tmp_path / "a.pth", "wb") as file:
+            file.truncate(size)
+        assert run(tmp_path / "a.pth", tmp_path / "a.pdparams") == 2
+        assert words in capsys.readouterr().err
 
 
 def test_help_has_an_example(capsys):

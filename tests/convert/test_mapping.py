@@ -5,7 +5,13 @@ import pytest
 from official import FILES, names_and_shapes, weights
 
 from ppcls.convert import ConversionError, paddle_to_torch, recognise, torch_to_paddle
-from ppcls.convert.mapping import architectures, describe, find_architecture, torch_names
+from ppcls.convert.mapping import (
+    architectures,
+    canonical_name,
+    describe,
+    find_architecture,
+    torch_names,
+)
 from ppcls.utils.errors import ConfigError
 
 ARCHS = ("HarDNet39_ds", "HarDNet68_ds", "HarDNet68", "HarDNet85")
@@ -77,7 +83,7 @@ def test_another_class_count_must_be_asked_for():
     state = empty_weights("HarDNet68", 10)
     assert recognise(state) == "HarDNet68"
     with pytest.raises(
-        ConversionError, match="with 1000 classes .they have 10: pass that"
+        ConversionError, match="with 1000 classes .they have 10: pass --class-num 10"
     ) as caught:
         torch_to_paddle(state, "HarDNet68")
     assert len(caught.value.wrong_shape) == 2 and not caught.value.missing
@@ -152,3 +158,15 @@ def test_unknown_things_are_refused_too():
         with pytest.raises(ConversionError, match=f"{len(state)} tensors of something else"):
             recognise(state)
     assert describe(["x", 3]) is None
+
+
+@pytest.mark.parametrize("name", ["hardnet39ds", "hardnet_39_ds", "HARDNET39-DS", "HarDNet39_ds"])
+def test_any_spelling_of_a_network(name):
+    assert canonical_name(name) == "HarDNet39_ds"
+    assert find_architecture(name) is architectures()["HarDNet39_ds"]
+
+
+def test_names_from_a_file_are_escaped_and_cut():
+    error = ConversionError("no", unexpected=["\x1b[2J\n", "x" * 10**6])
+    text = str(error)
+    assert text.isprintable() and len(text) < 200 and "\\x1b[2J" in text

@@ -507,3 +507,25 @@ def test_greedy_files_are_bounded(tmp_path, name):
     kilobytes, seconds = map(float, done.stdout.split())
     assert kilobytes < 1000 * 1024
     assert seconds < 10
+
+
+def with_metadata(metadata):
+    view = tensor(storage())
+    return {"w": Call(view.function, (*view.args, metadata))}
+
+
+def test_metadata_of_lazy_views(container, read):
+    np.testing.assert_array_equal(read(container(with_metadata({"neg": True})))["w"], -WANTED)
+    for metadata in (None, {}, {"neg": False, "conj": True}):
+        np.testing.assert_array_equal(read(container(with_metadata(metadata)))["w"], WANTED)
+    for metadata in ({"zero": True}, {"neg": 1}, [True]):
+        with pytest.raises(UnsafeFileError, match="a tensor has (metadata|the unknown property)"):
+            read(container(with_metadata(metadata)))
+
+
+def test_files_of_many_gigabytes_are_refused(tmp_path):
+    for name in ("a.pth", "a.safetensors"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate((4 << 30) + 1)
+        with pytest.raises(UserError, match="expected at most"):
+            load_torch_state_dict(tmp_path / name)

@@ -58,11 +58,12 @@ def test_a_slip_in_one_tensor_is_found_where_it_is(states, without_torch):
     assert errors["base.5"] < 1e-9 < 1e-6 < errors["base.6"]
 
 
-def test_infinite_outputs_do_not_pass(states, without_torch):
+def test_infinite_weights_do_not_pass(states, without_torch):
     torch_state = dict(states[0])
     torch_state["base.14.3.bias"] = np.full(1000, np.inf, np.float32)
     paddle_state = torch_to_paddle(torch_state, ARCH)
-    assert not verify.verify(torch_state, paddle_state, ARCH, 1000, size=64)["passed"]
+    with pytest.raises(UserError, match="not finite"):
+        verify.verify(torch_state, paddle_state, ARCH, 1000, size=64)
 
 
 def test_only_classifiers(states):

@@ -37,7 +37,8 @@ class Site:
         self.delay = 0.0  # seconds between blocks
         self.statuses = []  # of the next answers, instead of the file
         self.redirect = None
-        self.says_length = True
+        self.says_length = True  # a text: that instead
+        self.block = 65536
 
     def start_of(self, headers):
         span = re.fullmatch(r"bytes=(\d+)-", headers.get("Range", ""))
@@ -62,7 +63,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         part = site.body[start or 0 :]
         self.send_response(200 if start is None else 206)
         if site.says_length:
-            self.send_header("Content-Length", str(len(part)))
+            length = len(part) if site.says_length is True else site.says_length
+            self.send_header("Content-Length", str(length))
         if site.tag:
             self.send_header("ETag", site.tag)
         if start is not None:
@@ -71,8 +73,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         stop, site.stop_after = site.stop_after, None
         with contextlib.suppress(OSError):
-            for first in range(0, len(part[:stop]), 65536):
-                self.wfile.write(part[:stop][first : first + 65536])
+            for first in range(0, len(part[:stop]), site.block):
+                self.wfile.write(part[:stop][first : first + site.block])
                 time.sleep(site.delay)
 
 
@@ -343,3 +345,58 @@ def test_download_records_must_be_sound(site, home):
     (home / "hashes.json").write_text("[1]")
     with pytest.raises(UserError, match="hashes.json: expected a JSON object"):
         fetch(site.url, NAME, sha256=None)
+
+
+def test_download_with_a_strange_length(site):
+    for length in ("\xb2", "9" * 5000, "-1"):
+        site.says_length = length
+        with contextlib.suppress(UserError):  # http.client may take it for an empty answer
+            fetch(site.url, f"n{len(length)}", sha256=SHA256)
+
+
+def test_download_refuses_damaged_addresses(site, home):
+    for url in ("http://[::1", "http://h:99999/x", "http://h:x/", "http://u:secret@[x/", "http://"):
+        with pytest.raises(UserError, match="expected an http or https address") as raised:
+            fetch(url, NAME, sha256=None)
+        assert "secret" not in str(raised.value)
+    for target in ("http://[bad/x", "http://" + "x" * 99 + "\xe9/x"):
+        site.redirect = target
+        with pytest.raises(UserError, match="cannot download") as raised:
+            fetch(site.url, NAME, sha256=None)
+        assert str(raised.value).isprintable()
+    assert visible(home) == []
+
+
+def test_download_quotes_paths(site):
+    fetch(f"{site.url}/\xe9 x%20.pth?q=\xe9", NAME, sha256=SHA256)
+    assert site.requests == [("/%C3%A9%20x%20.pth?q=%C3%A9", None)]
+
+
+def test_download_that_only_trickles_is_retried(site, monkeypatch, capfd):
+    monkeypatch.setattr(http_file, "RATE_WINDOW", 0.1)
+    monkeypatch.setattr(http_file, "PAUSES", ())
+    site.delay, site.block = 0.03, 10
+    started = time.monotonic()
+    with pytest.raises(UserError, match="stalled after .* less than 1,000 bytes per second"):
+        fetch(site.url, NAME, sha256=SHA256)
+    assert time.monotonic() - started < 5
+    monkeypatch.setattr(http_file, "PAUSES", (0.01,))
+    site.delay, site.block = 0.0, 65536
+    assert fetch(site.url, NAME, sha256=SHA256).read_bytes() == BODY
+    assert re.fullmatch(r"bytes=\d+-", site.requests[-1][1])
+
+
+def test_download_without_a_version_resumes_if_the_hash_is_known(site, home, monkeypatch):
+    site.tag, site.stop_after = None, 300_000
+    fetch(site.url, NAME, sha256=SHA256)
+    assert site.requests == [("/", None), ("/", "bytes=300000-")]
+    site.stop_after = 300_000
+    fetch(site.url, "unknown", sha256=None)
+    assert site.requests[2:] == [("/", None), ("/", None)]
+    monkeypatch.setattr(http_file, "PAUSES", ())
+    site.stop_after, site.body = 300_000, BODY[::-1]
+    with pytest.raises(UserError, match="broken off"):
+        fetch(site.url, "third", sha256=SHA256)
+    site.body = BODY  # what has arrived is of another file: only the hash tells
+    assert fetch(site.url, "third", sha256=SHA256).read_bytes() == BODY
+    assert site.requests[4:] == [("/", None), ("/", "bytes=300000-"), ("/", None)]

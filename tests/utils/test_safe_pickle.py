@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -398,3 +399,56 @@ def test_reading_is_quick_enough_for_data_sets():
     start = time.perf_counter()
     assert len(load(data)["names"]) == 50_000
     assert time.perf_counter() - start < 5
+
+
+def long_texts():
+    size = (1 << 24) + 1
+    emoji = "\U0001f600".encode() + b"a" * (size - 4)
+    lengths = struct.pack("<I", size), struct.pack("<Q", size)
+    return {
+        "BINUNICODE": b"X" + lengths[0] + emoji,
+        "BINUNICODE8": b"\x8d" + lengths[1] + emoji,
+        "BINSTRING": b"T" + lengths[0] + b"a" * size,
+        "BINBYTES": b"B" + lengths[0] + emoji,
+        "BYTEARRAY8": b"\x96" + lengths[1] + emoji,
+        "UNICODE": b"V" + b"a" * size + b"\n",
+        "STRING": b"S'" + b"a" * size + b"'\n",
+        "encoded": b"c_codecs\nencode\nX" + lengths[0] + emoji + b"X\x06\0\0\0latin1\x86R",
+    }
+
+
+@pytest.mark.parametrize("name", long_texts())
+def test_long_texts_are_never_decoded(name):
+    data = b"\x80\x04" + long_texts()[name] + b"."
+    tracemalloc.start()
+    with pytest.raises(UnsafeFileError):
+        load(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 << 20  # a line is searched for in copies of up to 16 MB
+
+
+def test_many_long_texts_are_bounded():
+    text = "\U0001f600" + "a" * (1 << 23)
+    raw = text.encode()
+    data = b"\x80\x04]" + 8 * (b"X" + struct.pack("<I", len(raw)) + raw + b"a") + b"."
+    with pytest.raises(UnsafeFileError, match="its texts need far more memory"):
+        load(data)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_long_arrays_survive(protocol):
+    array = np.random.default_rng(0).integers(0, 256, 20 << 20, np.uint8)
+    assert_same(load(pickle.dumps(array, protocol)), array)
+
+
+def test_long_python2_arrays_survive():
+    pixels = np.random.default_rng(0).integers(0, 256, 20 << 20, np.uint8).tobytes()
+    long, short = b"T" + struct.pack("<I", len(pixels)) + pixels, python2_string(b"x")
+    data = cifar_batch(b"x", (1, 1)).replace(b"K\x01K\x01\x86", b"J\0\0\x40\x01\x85")
+    assert short in data
+    data = long.join(data.rsplit(short, 1))
+    for encoding in ("latin1", "bytes"):
+        loaded = load(data, encoding=encoding)
+        found = next(value for value in loaded.values() if isinstance(value, np.ndarray))
+        assert found.tobytes() == pixels
