@@ -1,5 +1,8 @@
 """Checkpoints: three files, read strictly."""
 
+import os
+import pickle
+
 import numpy as np
 import paddle
 import pytest
@@ -171,3 +174,23 @@ def test_low_precision_weights_are_stored_wide():
     model = nn.Linear(2, 2)
     model.to(dtype="bfloat16")
     assert {array.dtype for array in state_arrays(model).values()} == {np.dtype("float32")}
+
+
+class _Call:
+    """Unpickled by the usual means, it runs a command."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("suffix", [".pdparams", ".pdopt", ".pdstates"])
+def test_no_file_of_a_checkpoint_can_run_code(run, tmp_path, suffix):
+    sentinel = tmp_path / "ran"
+    content = {"schema": 1, "epoch": 1, "x": _Call(f"touch {sentinel}")}
+    (tmp_path / f"latest{suffix}").write_bytes(pickle.dumps(content, protocol=4))
+    with pytest.raises(UserError, match="os|posix"):
+        other(tmp_path, tiny_net()).load(tmp_path / "latest")
+    assert not sentinel.exists()
