@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from ppcls.utils.errors import ConfigError, did_you_mean
-from ppcls.utils.registry import Registry
+from ppcls.utils.registry import Registry, fold_name
 
 ARCHITECTURES: Registry = Registry("Arch")
 
 
-def _fold(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")
-
-
 def canonical_name(name: str) -> str | None:
     """Return the registered name for any spelling of it (`hardnet_39_ds`), or None."""
-    by_folded = {_fold(known): known for known in ARCHITECTURES}
-    return by_folded.get(_fold(str(name)))
+    by_folded = {fold_name(known): known for known in ARCHITECTURES}
+    return by_folded.get(fold_name(str(name)))
 
 
 def unknown_architecture(name: str, known: list[str], where: str) -> ConfigError:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppcls.utils.errors import ConfigError, UserError, did_you_mean
+from ppcls.utils.registry import fold_name
 from ppcls.utils.safe_pickle_types import shorten
 
 Shapes = dict[str, tuple[int, ...]]
@@ -97,16 +98,11 @@ def find_architecture(name: str) -> Architecture:
 def canonical_name(name: str) -> str:
     """Return PaddleClas's name for any spelling of it (`hardnet_39_ds`), or raise ConfigError."""
     rows = architectures()
-    found = {_fold(known): known for known in rows}.get(_fold(name))
+    found = {fold_name(known): known for known in rows}.get(fold_name(name))
     if found is None:
         hint = did_you_mean(name, rows)
         raise ConfigError(f"arch: unknown network {name!r}{hint}; known: {', '.join(rows)}")
     return found
-
-
-def _fold(name: str) -> str:
-    """As in `ppcls.arch.registry`."""
-    return name.lower().replace("_", "").replace("-", "")
 
 
 # Names ------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from paddle import nn
 from ppcls.arch import build_model
 from ppcls.arch.registry import canonical_name
 from ppcls.arch.weights import load_pretrained
-from ppcls.data.loader import DataLoaderConfig, Loader, build_eval_loader, build_train_loader
+from ppcls.data.loader import Loader, build_eval_loader, build_train_loader
 from ppcls.engine import parallel
 from ppcls.engine.checkpoint import Checkpointer, Progress
 from ppcls.engine.config import Recipe, load_recipe
@@ -103,14 +103,7 @@ def to_static(session: Session, model: nn.Layer) -> nn.Layer:
 def build_evaluator(session: Session, precision: Precision) -> Evaluator:
     """Build evaluation on `DataLoader.Eval` with `Loss.Eval` and `Metric.Eval`."""
     recipe = session.recipe
-    loader = build_eval_loader(
-        _section(recipe.DataLoader.Eval, "DataLoader.Eval"),
-        "DataLoader.Eval",
-        seed=recipe.Global.seed,
-        class_num=recipe.class_num,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    loader = _loader(build_eval_loader, recipe, "Eval")
     loss = build_loss(recipe.Loss.Eval or [{"CELoss": {}}], "Loss.Eval")
     metric = build_metric(recipe.Metric.Eval, "Metric.Eval", recipe.class_num)
     return Evaluator(loader, loss, metric, precision, recipe.Global.print_batch_step)
@@ -130,14 +123,7 @@ def build_trainer(session: Session) -> Trainer:
     loss = build_loss(recipe.Loss.Train, "Loss.Train")
     metric = build_metric(recipe.Metric.Train, "Metric.Train", recipe.class_num)
     evaluator = build_evaluator(session, precision) if recipe.Global.eval_during_train else None
-    loader = build_train_loader(
-        _section(recipe.DataLoader.Train, "DataLoader.Train"),
-        "DataLoader.Train",
-        seed=recipe.Global.seed,
-        class_num=recipe.class_num,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    loader = _loader(build_train_loader, recipe, "Train")
     model = build_network(session, new_head=True)
     _rehearse(model, loader, recipe)
     if "lr" not in recipe.Optimizer:
@@ -233,10 +219,19 @@ def _open_folder(session: Session, *, append: bool) -> Logbook:
     return Logbook(folder, append=append, use_visualdl=use_visualdl)
 
 
-def _section(config: DataLoaderConfig | None, where: str) -> DataLoaderConfig:
+def _loader(build_loader: Callable[..., Loader], recipe: Recipe, phase: str) -> Loader:
+    """Build this rank's loader of `DataLoader.PHASE`."""
+    config, where = getattr(recipe.DataLoader, phase), f"DataLoader.{phase}"
     if config is None:
         raise ConfigError(f"{where}: expected a section with dataset and sampler, found none")
-    return config
+    return build_loader(
+        config,
+        where,
+        seed=recipe.Global.seed,
+        class_num=recipe.class_num,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
 
 
 def evaluate(session: Session) -> EvalResult:

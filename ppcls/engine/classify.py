@@ -143,9 +143,9 @@ def _transforms(recipe: Recipe) -> Compose:
         where = "DataLoader.Eval.dataset.transform_ops"
     if entries is None:
         raise ConfigError("Infer.transforms: expected a list of transforms, found none")
-    if not any(entry in ("ToCHWImage", {"ToCHWImage": None}) for entry in entries):
-        entries = [*entries, {ToCHWImage.__name__: None}]
-    return build_transforms(entries, where)
+    built = build_transforms(entries, where).transforms
+    is_chw = any(isinstance(transform, ToCHWImage) for transform in built)
+    return Compose(built if is_chw else [*built, ToCHWImage()])
 
 
 def _load(path: Path, transforms: Compose) -> np.ndarray:

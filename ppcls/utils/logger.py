@@ -23,7 +23,7 @@ def setup(rank: int = 0) -> logging.Logger:
 
 
 def add_file(path: Path) -> logging.Handler:
-    """Also append the log to `path`; the caller closes it with `remove`.
+    """Also append the log to `path`; it stays open to the end.
 
     Ranks above 0 write their errors there: the reason a job ended may be known to one of them only.
     """
@@ -39,11 +39,6 @@ def write_to_files(message: str) -> None:
     for handler in LOGGER.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
-
-
-def remove(handler: logging.Handler) -> None:
-    LOGGER.removeHandler(handler)
-    handler.close()
 
 
 def _formatted(handler: logging.Handler) -> logging.Handler:

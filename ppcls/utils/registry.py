@@ -10,6 +10,11 @@ from ppcls.utils.errors import ConfigError, did_you_mean
 T = TypeVar("T", bound=Callable)
 
 
+def fold_name(name: str) -> str:
+    """Return what all spellings of a name share: `hardnet_39_ds`, `HarDNet39ds`..."""
+    return name.lower().replace("_", "").replace("-", "")
+
+
 class Registry(Generic[T]):
     """Names to factories. A lookup never leaves the registry.
 

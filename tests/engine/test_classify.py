@@ -7,7 +7,15 @@ from paddle import nn
 from PIL import Image
 
 from ppcls.data.transforms import build_transforms
-from ppcls.engine.classify import _load, _packaged, _scores, list_images, read_class_names
+from ppcls.engine.classify import (
+    _load,
+    _packaged,
+    _scores,
+    _transforms,
+    list_images,
+    read_class_names,
+)
+from ppcls.engine.config import Recipe
 from ppcls.engine.precision import Precision
 from ppcls.utils.errors import DataError, JobError
 
@@ -42,6 +50,15 @@ def test_images_of_a_folder_and_of_a_list(tmp_path):
     assert list_images(tmp_path / "list.txt") == found
     with pytest.raises(DataError, match="none.png: no such image"):
         list_images(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("last", [[], ["ToCHWImage"], [{"ToCHWImage": None}], [{"ToCHWImage": {}}]])
+def test_images_end_channels_first_however_it_is_written(tmp_path, last):
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    arch = {"name": "HarDNet39_ds"}
+    infer = {"transforms": [{"DecodeImage": {"backend": "pil"}}, *last]}
+    recipe = Recipe.parse({"Arch": arch, "Infer": infer}, "test")
+    assert _load(tmp_path / "a.png", _transforms(recipe)).shape == (3, 4, 6)
 
 
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path):

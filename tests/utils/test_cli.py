@@ -154,7 +154,8 @@ def test_log_file(logger, tmp_path):
     for word in ("one", "two"):
         handler = log.add_file(tmp_path / "train.log")
         logger.info(word)
-        log.remove(handler)
+        logger.removeHandler(handler)
+        handler.close()
     logger.info("three")
     lines = (tmp_path / "train.log").read_text().splitlines()
     assert [line.rsplit(" ", 1)[1] for line in lines] == ["one", "two"]

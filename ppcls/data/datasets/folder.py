@@ -11,9 +11,7 @@ from ppcls.data.datasets.base import DATASETS, ClassificationDataset, OnError, c
 from ppcls.data.datasets.lists import PathTable
 from ppcls.utils.errors import DataError
 
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"),
-)
+IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .bmp .webp .gif .ppm .pgm .tif .tiff".split())
 
 
 @DATASETS.register()
