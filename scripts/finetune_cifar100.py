@@ -13,6 +13,7 @@ processes (see the second example) `--batch-size` counts the images of each. OUT
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import sys
 import time
@@ -197,10 +198,12 @@ def train(args: argparse.Namespace, model: Any, evaluation: Any, folder: Path) -
             name="all" if part is network else "head",
         )
         prepare(model, args, optimizer)
-        scaler = callbacks.ModelScaler(model)
-        checkpointer = Checkpointer(folder, network, optimizer, scaler, {"script": str(vars(args))})
+        checkpointer = Checkpointer(folder, network, optimizer, {"script": str(vars(args))})
+        checkpointer.register("scaler", callbacks.ModelScaler(model))
         if start < saved <= end:
-            vars(progress).update(vars(checkpointer.load(folder / "latest")))
+            vars(progress).update(vars(checkpointer.load(folder / "latest")[0]))
+            if distributed.rank() == 0:
+                checkpointer.take_over()
         if progress.epoch == end or is_over(args, progress):
             continue
         hooks = [
@@ -213,7 +216,8 @@ def train(args: argparse.Namespace, model: Any, evaluation: Any, folder: Path) -
         if args.patience:
             hooks.append(callbacks.EarlyStopping(progress, args.patience))
         hooks.append(callbacks.Save(progress, checkpointer, scores))
-        model.fit(loader, evaluation, epochs=end - progress.epoch, verbose=0, callbacks=hooks)
+        with contextlib.closing(checkpointer):
+            model.fit(loader, evaluation, epochs=end - progress.epoch, verbose=0, callbacks=hooks)
     freeze_backbone(network, False)
     return progress, scores
 

@@ -103,8 +103,8 @@ def test_finetune_result(whole):
     assert re.search(r"\[Train\]\[Epoch 3/3\]\[Iter: 2/3\]lr: .*ips: .* samples/s, eta: 0 s", log)
     assert "Warning" not in log
     names = sorted(path.name for path in folder.iterdir())
-    tags, suffixes = ("best_model", "latest"), ("pdopt", "pdparams", "pdstates")
-    assert names == [f"{tag}.{suffix}" for tag in tags for suffix in suffixes]
+    tags, suffixes = ("best_model", "latest"), ("json", "pdopt", "pdparams", "pdstates")
+    assert names == [*(f"{tag}.{suffix}" for tag in tags for suffix in suffixes), "sets"]
 
 
 @pytest.mark.parametrize("epoch", [2, pytest.param(1, marks=pytest.mark.slow)])

@@ -96,8 +96,12 @@ def build_train_loader(
     class_num: int | None = None,
     rank: int = 0,
     world_size: int = 1,
+    global_batch_size: int | None = None,
 ) -> Loader:
-    """Build the loader of a training section; call `loader.sampler.set_epoch` before an epoch."""
+    """Build the loader of a training section; call `loader.sampler.set_epoch` before an epoch.
+
+    global_batch_size: samples per step over all processes, if not `batch_size` on each.
+    """
     config = _parse(config, where)
     dataset = build_dataset(config.dataset, f"{where}.dataset", seed=seed, class_num=class_num)
     sampler = GlobalBatchSampler(
@@ -108,6 +112,7 @@ def build_train_loader(
         seed=seed,
         rank=rank,
         world_size=world_size,
+        global_batch_size=global_batch_size,
     )
     if len(sampler) == 0:
         raise ConfigError(

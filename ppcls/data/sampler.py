@@ -63,6 +63,7 @@ class GlobalBatchSampler:
     Args:
         batch_size: samples per process and step.
         seed: whole number >= 0.
+        global_batch_size: G, when it is not batch_size * world_size; shares may then differ by one.
     """
 
     def __init__(
@@ -75,13 +76,16 @@ class GlobalBatchSampler:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        global_batch_size: int | None = None,
     ) -> None:
         _check(num_samples, batch_size, rank, world_size)
+        if global_batch_size is not None and global_batch_size < 1:
+            raise ValueError(f"global_batch_size: expected a number >= 1, got {global_batch_size}")
         if seed < 0:
             raise ValueError(f"seed: expected a number >= 0, got {seed!r}")
         self.num_samples = num_samples
         self.batch_size = batch_size
-        self.global_batch_size = batch_size * world_size
+        self.global_batch_size = global_batch_size or batch_size * world_size
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.seed = seed

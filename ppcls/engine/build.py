@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -15,12 +17,13 @@ from ppcls.arch import build_model
 from ppcls.arch.registry import canonical_name
 from ppcls.arch.weights import load_pretrained
 from ppcls.data.loader import Loader, build_eval_loader, build_train_loader
-from ppcls.engine import parallel
+from ppcls.engine import parallel, resume
 from ppcls.engine.checkpoint import Checkpointer, Progress
 from ppcls.engine.config import Recipe, load_recipe
 from ppcls.engine.evaluator import EvalResult, Evaluator, logits_of
 from ppcls.engine.logbook import Logbook, check_visualdl, format_values
 from ppcls.engine.precision import Precision
+from ppcls.engine.task import ClassificationTask
 from ppcls.engine.trainer import Trainer
 from ppcls.loss import build_loss
 from ppcls.metric import build_metric
@@ -112,18 +115,24 @@ def build_evaluator(session: Session, precision: Precision) -> Evaluator:
 def build_trainer(session: Session) -> Trainer:
     """Build everything a training run needs, and its folder last.
 
-    Weights come from `Global.checkpoints` (a whole run's state), else `Global.pretrained_model`,
-    else the initialisation.
+    The state comes from the run's own folder (`Global.auto_resume`), else `Global.checkpoints`,
+    else only weights from `Global.pretrained_model`, else from the initialisation.
     """
     recipe = session.recipe
     check_writable(session.folder)
+    resumed = resume.find_checkpoint(recipe, session.folder)
+    if resumed is not None:
+        session = dataclasses.replace(session, recipe=resume.without_pretrained(recipe))
     if recipe.Global.use_visualdl:
         check_visualdl()
     precision = Precision(recipe.AMP, session.device)
     loss = build_loss(recipe.Loss.Train, "Loss.Train")
     metric = build_metric(recipe.Metric.Train, "Metric.Train", recipe.class_num)
     evaluator = build_evaluator(session, precision) if recipe.Global.eval_during_train else None
-    loader = _loader(build_train_loader, recipe, "Train")
+    global_batch = resume.global_batch_size(recipe, resumed) if recipe.DataLoader.Train else None
+    loader = _loader(build_train_loader, recipe, "Train", global_batch_size=global_batch)
+    if resumed is not None:
+        resume.check_same_data(resumed, len(loader.dataset))
     model = build_network(session, new_head=True)
     _rehearse(model, loader, recipe)
     if "lr" not in recipe.Optimizer:
@@ -136,22 +145,22 @@ def build_trainer(session: Session) -> Trainer:
     )
     optimizer = build_optimizer(recipe.Optimizer, "Optimizer", schedule=schedule, model=model)
     precision.prepare(model, optimizer)
-    checkpointer = Checkpointer(session.folder, model, optimizer, precision, recipe.to_mapping())
-    resumed = recipe.Global.checkpoints
-    progress = checkpointer.load(resumed) if resumed else Progress()
-    if resumed:
-        logger.info("going on after epoch %d of %s", progress.epoch, resumed)
-        if progress.epoch >= recipe.Global.epochs:
-            logger.warning("nothing is left to do: Global.epochs is %d", recipe.Global.epochs)
-    elif (session.folder / "latest.pdstates").exists() and distributed.rank() == 0:
-        logger.warning("%s holds an earlier run, which this one replaces", session.folder)
-    logbook = _open_folder(session, append=bool(resumed))
+    checkpointer = Checkpointer(
+        session.folder,
+        model,
+        optimizer,
+        recipe.to_mapping(),
+        data={"global_batch": loader.sampler.global_batch_size, "samples": len(loader.dataset)},
+        keep_last=recipe.Global.keep_last,
+    )
+    checkpointer.register("scaler", precision)
+    progress, own = checkpointer.load(resumed) if resumed else (Progress(), None)
+    logbook = _open_folder(session, recipe, checkpointer, progress if resumed else None)
     return Trainer(
         recipe.Global,
         model=to_static(session, model),
         loader=loader,
-        loss=loss,
-        metric=metric,
+        task=ClassificationTask(loss, metric, precision, recipe.Global.image_shape),
         optimizer=optimizer,
         schedule=schedule,
         precision=precision,
@@ -159,6 +168,7 @@ def build_trainer(session: Session) -> Trainer:
         logbook=logbook,
         evaluator=evaluator,
         progress=progress,
+        own=own,
     )
 
 
@@ -200,8 +210,12 @@ def check_writable(folder: Path) -> None:
         )
 
 
-def _open_folder(session: Session, *, append: bool) -> Logbook:
+def _open_folder(
+    session: Session, recipe: Recipe, checkpointer: Checkpointer, resumed: Progress | None
+) -> Logbook:
+    """Make the run's folder and open its log; `resumed` is where a run goes on."""
     folder = session.folder
+    keep_bytes = 0
     if distributed.rank() > 0:
         log.add_file(folder / "train.log")
     else:
@@ -213,13 +227,33 @@ def _open_folder(session: Session, *, append: bool) -> Logbook:
                 f"Global.output_dir: expected a folder that can be written, "
                 f"but {folder}: {error.strerror}"
             ) from error
-        atomic_write_text(folder / "config.yaml", session.recipe.to_yaml())
+        had_run = (folder / "latest.pdstates").exists()
+        atomic_write_text(folder / "config.yaml", recipe.to_yaml())
         logger.info("the run's folder: %s", folder)
-    use_visualdl = session.recipe.Global.use_visualdl
-    return Logbook(folder, append=append, use_visualdl=use_visualdl)
+        if checkpointer.take_over() and resumed is not None:
+            keep_bytes = resumed.metrics_bytes
+        elif had_run:
+            logger.warning("%s holds an earlier run, which this one replaces", folder)
+        _log_start(recipe, checkpointer, resumed)
+    return Logbook(folder, keep_bytes=keep_bytes, use_visualdl=recipe.Global.use_visualdl)
 
 
-def _loader(build_loader: Callable[..., Loader], recipe: Recipe, phase: str) -> Loader:
+def _log_start(recipe: Recipe, checkpointer: Checkpointer, resumed: Progress | None) -> None:
+    if resumed is None:
+        return
+    logger.info(
+        "going on after epoch %d, step %d of %s",
+        resumed.epoch,
+        resumed.step,
+        checkpointer.newest(),
+    )
+    if resumed.epoch >= recipe.Global.epochs and not resumed.evaluation_due:
+        logger.warning("nothing is left to do: Global.epochs is %d", recipe.Global.epochs)
+
+
+def _loader(
+    build_loader: Callable[..., Loader], recipe: Recipe, phase: str, **options: Any
+) -> Loader:
     """Build this rank's loader of `DataLoader.PHASE`."""
     config, where = getattr(recipe.DataLoader, phase), f"DataLoader.{phase}"
     if config is None:
@@ -231,6 +265,7 @@ def _loader(build_loader: Callable[..., Loader], recipe: Recipe, phase: str) -> 
         class_num=recipe.class_num,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        **options,
     )
 
 

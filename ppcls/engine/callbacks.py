@@ -127,9 +127,7 @@ class Save(paddle.callbacks.Callback):
         self.scores |= {name: float(logs[name]) for name in (MONITOR, "acc_top5")}
         values = {"top1": top1, "top5": self.scores["acc_top5"]}
         logger.info("[Eval][Epoch %d][Avg]%s", place.epoch, format_values(values))
-        if distributed.rank() == 0:
-            for tag in ["best_model"] * is_best + ["latest"]:
-                self.checkpointer.save(tag, place)
+        self.checkpointer.save(["latest", *["best_model"] * is_best], place)
 
 
 class EarlyStopping(paddle.callbacks.EarlyStopping):

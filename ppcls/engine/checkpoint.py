@@ -1,34 +1,41 @@
-"""Checkpoints: the one module that knows their file names.
+"""Checkpoints: what a run must know to go on as if it had never stopped.
 
-    OUTPUT/ARCH/{latest,best_model,epoch_N}.{pdparams,pdopt,pdstates}
+A set (see `checkpoint_store` for its files) holds in
 
-`.pdparams` holds the raw weights, `.pdopt` the optimizer's state in Paddle's own format, and
-`.pdstates` the rest: progress, loss scaler, the resolved recipe. Each file is written under a
-temporary name and renamed, `.pdstates` last, so that a set without it is not complete.
+    .pdparams   the raw weights; batch norm's statistics are the mean over ranks
+    .pdopt      the optimizer's state in Paddle's own format, the schedule's included
+    .pdstates   the rest: progress, components, each rank's own state, the resolved recipe
+
+Whatever else has state registers as a component: `state_dict()` gives plain data and arrays, and
+`load_state_dict` takes them back.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
-import paddle
 from paddle import nn
 from paddle.optimizer import Optimizer
 
 from ppcls.arch.weights import check_state, load_state
-from ppcls.engine.precision import Precision
-from ppcls.utils import schema
+from ppcls.engine import rank_state
+from ppcls.engine.background import BackgroundWriter
+from ppcls.engine.checkpoint_store import CheckpointStore, SavedSet
+from ppcls.engine.optimizer_state import fit_optimizer_state, parameter_names
+from ppcls.engine.rank_state import RankState, as_arrays
+from ppcls.utils import distributed, schema
 from ppcls.utils.errors import UserError
-from ppcls.utils.pdparams import load_paddle_file, load_paddle_state_dict, save_pdparams
-from ppcls.utils.safe_pickle_types import shorten
+from ppcls.utils.pdparams import load_paddle_file, load_paddle_state_dict
 
-SCHEMA = 1
-SUFFIXES = (".pdparams", ".pdopt", ".pdstates")
+logger = logging.getLogger("ppcls")
+
+SCHEMA = 2
 
 
 @dataclass
@@ -36,22 +43,96 @@ class Progress:
     """Where a run stands."""
 
     epoch: int = 0  # epochs finished
-    global_step: int = 0  # steps done
+    step: int = 0  # steps done of the epoch after them
+    global_step: int = 0  # steps done in all
     best_metric: float | None = None
     best_epoch: int = 0
+    evaluation_due: bool = False  # the last finished epoch is not evaluated yet
+    skipped_updates: int = 0  # left out for gradients that were not finite
+    metrics_bytes: int = 0  # length of metrics.jsonl
 
     def __post_init__(self) -> None:
-        schema.at_least(
-            0, epoch=self.epoch, global_step=self.global_step, best_epoch=self.best_epoch
-        )
+        counts = dataclasses.asdict(self)
+        del counts["best_metric"], counts["evaluation_due"]
+        schema.at_least(0, **counts)
+
+
+class Stateful(Protocol):
+    """A component whose state belongs into every checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A set whose files are undamaged, and what its `.pdstates` says."""
+
+    files: SavedSet
+    states: dict[str, Any]
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(**self.states["progress"])
+
+    def __str__(self) -> str:
+        place = self.progress
+        step = f", step {place.step}" if place.step else ""
+        return f"{self.files.stem} (epoch {place.epoch + bool(place.step)}{step})"
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a set's `.pdstates`, its files checked against their manifest.
+
+    path: `FOLDER/latest` and the like, with or without a suffix, or a run's folder. Raises
+    UserError when files are missing or damaged, or of another schema.
+    """
+    return _read(CheckpointStore(Path(path).parent).open(path))
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest undamaged set of a run's folder, or None when it has no set."""
+    saved = CheckpointStore(folder).newest()
+    return None if saved is None else _read(saved)
+
+
+def _read(saved: SavedSet) -> Checkpoint:
+    where = saved.file(".pdstates")
+    states = load_paddle_file(where)
+    if not isinstance(states, dict) or states.get("schema") != SCHEMA:
+        found = states.get("schema") if isinstance(states, dict) else type(states).__name__
+        raise UserError(f"{where}: expected schema {SCHEMA}, found {found!r}")
+    kinds = {
+        "progress": dict,
+        "components": dict,
+        "parameter_names": dict,
+        "optimizer": str,
+        "ranks": list,
+        "recipe": dict,
+        "data": dict,
+    }
+    for key, kind in kinds.items():
+        if not isinstance(states.get(key), kind):
+            raise UserError(f"{where}: expected {key!r} to be a {kind.__name__}, it is not")
+    schema.parse_dataclass(Progress, states["progress"], f"{where}: progress")
+    return Checkpoint(saved, states)
 
 
 class Checkpointer:
     """Saves and loads the state of one run.
 
+    Saving copies the state to host memory; a thread writes it. An error there is raised by the
+    next call of `check`, `save` or `close`.
+
     Args:
         folder: the run's folder, OUTPUT/ARCH.
         recipe: the resolved recipe, kept in every checkpoint.
+        data: facts about the data a resumed run must share, such as its global batch.
+        keep_last: newest sets to keep, beside those with the names `best_model` and `epoch_N`.
+
+    Attributes:
+        saves, blocked: number of saves, and seconds the training loop stood still for them.
     """
 
     def __init__(
@@ -59,74 +140,106 @@ class Checkpointer:
         folder: Path,
         model: nn.Layer,
         optimizer: Optimizer,
-        precision: Precision,
         recipe: Mapping[str, Any],
+        *,
+        data: Mapping[str, int] | None = None,
+        keep_last: int = 2,
     ) -> None:
         self.folder = folder
+        self.store = CheckpointStore(folder, keep_last)
         self.model = model
         self.optimizer = optimizer
-        self.precision = precision
         self.recipe = recipe
-        self._has_saved = False  # what an earlier run left in the folder is not this run's
+        self.data = dict(data or {})
+        self.saves, self.blocked = 0, 0.0
+        self._components: dict[str, Stateful] = {}
+        self._writer = BackgroundWriter()
+        self._resumed: SavedSet | None = None
+        self._newest: Path | None = None
 
-    def save(self, tag: str, progress: Progress) -> Path:
-        """Write the set called `tag` (`latest`, `best_model`, `epoch_3`); return its stem."""
-        stem = self.folder / tag
+    def register(self, name: str, component: Stateful) -> None:
+        """Save and restore `component` too. Raises ValueError for a name that is taken."""
+        if name in self._components:
+            raise ValueError(f"{name}: expected a component of a new name, it is registered")
+        self._components[name] = component
+
+    def save(self, tags: Sequence[str], progress: Progress, own: RankState | None = None) -> None:
+        """Save the state as it is now under the names `tags` (`latest`, `best_model`, `epoch_3`).
+
+        Every rank calls it, with its own state; rank 0 writes. Raises what an earlier save failed
+        with.
+        """
+        start = time.perf_counter()
+        ranks = rank_state.gather(own or RankState())
+        if distributed.rank() == 0:
+            contents = self._contents(progress, ranks)
+            place = {"epoch": progress.epoch, "step": progress.step}
+            place["global_step"] = progress.global_step
+            self._writer.submit(lambda: self._write(contents, tags, place))
+        self.saves += 1
+        self.blocked += time.perf_counter() - start
+
+    def _contents(self, progress: Progress, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        weights = state_arrays(self.model)
+        if len(ranks) > 1:
+            weights |= rank_state.mean_statistics(ranks)
+        components = {name: part.state_dict() for name, part in self._components.items()}
         states = {
             "schema": SCHEMA,
             "epoch": progress.epoch,
             "progress": dataclasses.asdict(progress),
             "optimizer": type(self.optimizer).__name__,
-            "scaler": _to_arrays(self.precision.state_dict()),
-            "parameter_names": _parameter_names(self.model),
+            "parameter_names": parameter_names(self.model),
+            "components": as_arrays(components),
+            "ranks": ranks,
             "recipe": self.recipe,
+            "data": self.data,
         }
-        save_pdparams(_file(stem, ".pdparams"), state_arrays(self.model))
-        save_pdparams(_file(stem, ".pdopt"), _to_arrays(self.optimizer.state_dict()))
-        save_pdparams(_file(stem, ".pdstates"), states)
-        self._has_saved = True
-        return stem
+        optimizer = as_arrays(self.optimizer.state_dict())
+        return {".pdparams": weights, ".pdopt": optimizer, ".pdstates": states}
+
+    def _write(self, contents: Mapping[str, Any], tags: Sequence[str], place: Mapping) -> None:
+        self._newest = self.store.write(contents, tags, place)
+
+    def check(self) -> None:
+        """Raise the error of a save that failed meanwhile."""
+        self._writer.check()
+
+    def close(self) -> None:
+        """Finish what is being written."""
+        self._writer.close()
 
     def newest(self) -> Path | None:
         """Return the stem of the newest set of this run, or None before the first."""
-        stem = self.folder / "latest"
-        return stem if self._has_saved and _file(stem, ".pdstates").is_file() else None
+        self._writer.wait()
+        return self._newest
 
-    def load(self, path: str | Path) -> Progress:
-        """Restore everything `save` wrote; `path` has no suffix, or that of one of the files.
+    def load(self, source: Checkpoint | str | Path) -> tuple[Progress, RankState]:
+        """Restore everything but what is this rank's own, which is returned for later.
 
-        Raises UserError when a file is missing or does not belong to this network.
+        Raises UserError when a file does not belong to this network; the network is then as it
+        was.
         """
-        stem = _stem(path)
-        for suffix in SUFFIXES:
-            if not _file(stem, suffix).is_file():
-                raise UserError(
-                    f"Global.checkpoints: expected the files {stem.name}"
-                    f"{{{','.join(SUFFIXES)}}} in {stem.parent}, found no {stem.name}{suffix}"
-                )
-        states = load_paddle_file(_file(stem, ".pdstates"))
-        self._check(states, f"{stem}.pdstates")
-        weights = load_paddle_state_dict(_file(stem, ".pdparams"))
-        check_state(self.model, weights, f"{stem}.pdparams")
-        optimizer = load_paddle_file(_file(stem, ".pdopt"))
-        optimizer = self._optimizer_state(optimizer, states["parameter_names"], f"{stem}.pdopt")
-        load_state(self.model, weights, f"{stem}.pdparams")
+        checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+        files, states = checkpoint.files, checkpoint.states
+        where = str(files.file(".pdstates"))
+        self._check(states, where)
+        own = rank_state.choose(states["ranks"], self.model, where)
+        weights = load_paddle_state_dict(files.file(".pdparams"))
+        check_state(self.model, weights, str(files.file(".pdparams")))
+        place = str(files.file(".pdopt"))
+        optimizer = fit_optimizer_state(
+            load_paddle_file(place), states["parameter_names"], self.model, self.optimizer, place
+        )
+        load_state(self.model, weights, str(files.file(".pdparams")))
         self.optimizer.set_state_dict(optimizer)
-        self.precision.load_state_dict(states["scaler"])
-        self._has_saved = self._has_saved or stem.parent.resolve() == self.folder.resolve()
-        return Progress(**states["progress"])
+        for name, component in self._components.items():
+            component.load_state_dict(states["components"][name])
+        self._resumed, self._newest = files, files.stem
+        return checkpoint.progress, own
 
-    def _check(self, states: Any, where: str) -> None:
-        if not isinstance(states, dict) or states.get("schema") != SCHEMA:
-            found = states.get("schema") if isinstance(states, dict) else type(states).__name__
-            raise UserError(f"{where}: expected schema {SCHEMA}, found {found!r}")
-        kinds = {"progress": dict, "scaler": dict, "parameter_names": dict, "optimizer": str}
-        for key, kind in kinds.items():
-            if not isinstance(states.get(key), kind):
-                raise UserError(f"{where}: expected {key!r} to be a {kind.__name__}, it is not")
-        schema.parse_dataclass(Progress, states["progress"], f"{where}: progress")
-        names = set(_parameter_names(self.model))
-        if set(states["parameter_names"]) != names:
+    def _check(self, states: Mapping[str, Any], where: str) -> None:
+        if set(states["parameter_names"]) != set(parameter_names(self.model)):
             raise UserError(f"{where}: expected the parameters of this network, found others")
         own = type(self.optimizer).__name__
         if states["optimizer"] != own:
@@ -134,97 +247,20 @@ class Checkpointer:
                 f"{where}: expected the state of the optimizer {own} (Optimizer.name), "
                 f"found that of {states['optimizer']}"
             )
+        wanted, found = sorted(self._components), sorted(states["components"])
+        if wanted != found:
+            raise UserError(f"{where}: expected the state of {wanted}, found that of {found}")
 
-    def _optimizer_state(
-        self, state: Any, saved_names: Mapping[str, str], where: str
-    ) -> dict[str, Any]:
-        """Check an optimizer's state and return it under this process's parameter names.
+    def take_over(self) -> bool:
+        """Make the folder this run's: remove what a killed writer left, finish the names of the
+        set gone on with. For rank 0, once all ranks have loaded.
 
-        Paddle names it after its own counters (`conv2d_7.w_0_velocity_0`), which depend on what
-        else the process built: the way is through the names in the network.
+        Returns whether that set is one of this folder.
         """
-        if not isinstance(state, dict):
-            raise UserError(f"{where}: expected the state of an optimizer, found no mapping")
-        parameters = dict(self.model.named_parameters())
-        by_saved = {saved: parameters[name] for name, saved in saved_names.items()}
-        renamed: dict[str, Any] = {"LR_Scheduler": _scheduler_state(state, where)}
-        trained = [p for p in self.optimizer._parameter_list if not p.stop_gradient]
-        kinds: dict[str, set[str]] = {p.name: set() for p in trained}
-        for key, value in state.items():
-            if key == "LR_Scheduler":
-                continue
-            if key == "master_weights":
-                renamed[key] = _master_weights(value, by_saved, where)
-                continue
-            parameter, kind = _owner(key, by_saved, where)
-            _check_array(value, parameter, f"{where}: {key}")
-            renamed[parameter.name + kind] = paddle.to_tensor(value)
-            # `_velocity_0`: the number counts the optimizers of the process that saved it.
-            kinds.setdefault(parameter.name, set()).add(kind.rstrip("0123456789"))
-        if len({frozenset(kind) for kind in kinds.values()}) > 1:
-            raise UserError(f"{where}: expected the same state for every parameter, some lack it")
-        return renamed
+        self.store.clean()
+        return self._resumed is not None and self.store.adopt(self._resumed)
 
 
-def _scheduler_state(state: dict, where: str) -> dict[str, Any]:
-    found = state.get("LR_Scheduler")
-    updates = found.get("last_epoch") if isinstance(found, dict) else None
-    if type(updates) is not int or updates < 0:
-        raise UserError(f"{where}: expected LR_Scheduler.last_epoch, a number >= 0")
-    return found
-
-
-def _owner(key: str, by_saved: Mapping[str, Any], where: str) -> tuple[Any, str]:
-    """Split `conv2d_7.w_0_velocity_0` into the parameter conv2d_7.w_0 and `_velocity_0`."""
-    name = str(key)
-    while name and name not in by_saved:
-        name = name.rpartition("_")[0]
-    if not name:
-        raise UserError(f"{where}: expected state of this network, found {shorten(str(key))}")
-    return by_saved[name], str(key)[len(name) :]
-
-
-def _master_weights(value: Any, by_saved: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: expected master_weights to be a mapping, it is not")
-    masters = {}
-    for key, array in value.items():
-        parameter, rest = _owner(key, by_saved, where)
-        _check_array(array, parameter, f"{where}: master_weights.{key}")
-        masters[parameter.name + rest] = paddle.to_tensor(array)
-    return masters
-
-
-def _check_array(value: Any, parameter: Any, where: str) -> None:
-    """Optimizer state is an array like its parameter, or one number, such as a power of beta."""
-    is_number = isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
-    if not is_number or (value.size != 1 and list(value.shape) != list(parameter.shape)):
-        found = list(value.shape) if isinstance(value, np.ndarray) else type(value).__name__
-        raise UserError(f"{where}: expected numbers of shape {list(parameter.shape)}, got {found}")
-
-
-def state_arrays(model: nn.Layer) -> dict[str, np.ndarray]:
+def state_arrays(model: nn.Layer) -> dict[str, Any]:
     """The state dict as float32 (or its own wider type) arrays on the host."""
-    return _to_arrays(model.state_dict())
-
-
-def _to_arrays(node: Any) -> Any:
-    if isinstance(node, paddle.Tensor):
-        is_bfloat16 = "bfloat16" in str(node.dtype)
-        return (node.astype("float32") if is_bfloat16 else node).numpy()
-    if isinstance(node, Mapping):
-        return {key: _to_arrays(value) for key, value in node.items()}
-    return node
-
-
-def _parameter_names(model: nn.Layer) -> dict[str, str]:
-    return {name: parameter.name for name, parameter in model.named_parameters()}
-
-
-def _file(stem: Path, suffix: str) -> Path:
-    return stem.with_name(stem.name + suffix)
-
-
-def _stem(path: str | Path) -> Path:
-    path = Path(path)
-    return path.with_suffix("") if path.suffix in SUFFIXES else path
+    return as_arrays(model.state_dict())

@@ -32,10 +32,16 @@ class GlobalConfig:
     epochs: int = 120
     seed: int = 0  # of the samples' order, augmentation, initial weights and dropout
     pretrained_model: str | None = None  # weights to start from; another class count: a new head
-    checkpoints: str | None = None  # a run to go on with: a path without its suffix
+    checkpoints: str | None = None  # a run to go on with: a path without its suffix, or its folder
+    auto_resume: bool = False  # go on with the run in OUTPUT_DIR/ARCH, if there is one
     update_freq: int = 1  # steps per update; their gradients are those of one large batch
     max_steps: int | None = None  # for smoke runs: stop after so many, as if the epoch ended
     save_interval: int = 1  # epochs between epoch_N checkpoints
+    save_interval_steps: int | None = None  # steps between saves inside an epoch
+    keep_last: int = 2  # newest checkpoints kept, the one before the newest as its fallback
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is not finite
+    max_nonfinite: int = 20  # with `skip`: so many updates are left out, one more ends the run
+    check_ranks_interval: int = 100  # steps between comparisons of the ranks' weights; 0: never
     eval_during_train: bool = True
     eval_interval: int = 1  # epochs
     start_eval_epoch: int = 0  # no evaluation before this epoch
@@ -49,13 +55,21 @@ class GlobalConfig:
     use_dali: Literal[False] = False  # PaddleClas's key; this project has no DALI pipeline
 
     def __post_init__(self) -> None:
-        schema.at_least(0, seed=self.seed, start_eval_epoch=self.start_eval_epoch)
+        schema.at_least(
+            0,
+            seed=self.seed,
+            start_eval_epoch=self.start_eval_epoch,
+            max_nonfinite=self.max_nonfinite,
+            check_ranks_interval=self.check_ranks_interval,
+        )
         schema.at_least(
             1,
             epochs=self.epochs,
             update_freq=self.update_freq,
             max_steps=self.max_steps,
             save_interval=self.save_interval,
+            save_interval_steps=self.save_interval_steps,
+            keep_last=self.keep_last,
             eval_interval=self.eval_interval,
             print_batch_step=self.print_batch_step,
         )

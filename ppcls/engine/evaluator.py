@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,17 +85,20 @@ class Evaluator:
         self.print_step = print_step
 
     @paddle.no_grad()
-    def evaluate(self, model: nn.Layer) -> EvalResult:
+    def evaluate(
+        self, model: nn.Layer, before_batch: Callable[[], None] = lambda: None
+    ) -> EvalResult:
         """Return the losses and metrics of `model`, which keeps its mode.
 
-        Raises DataError when no image could be used.
+        before_batch: called before each batch; what it raises ends the evaluation. Raises DataError
+        when no image could be used.
         """
         model = parallel.unwrap(model)
         was_training = model.training
         model.eval()
         start = time.perf_counter()
         try:
-            sums, samples = self._run(model, start)
+            sums, samples = self._run(model, start, before_batch)
         finally:
             if was_training:
                 model.train()
@@ -114,10 +118,13 @@ class Evaluator:
             seconds=time.perf_counter() - start,
         )
 
-    def _run(self, model: nn.Layer, start: float) -> tuple[dict[str, float], int]:
+    def _run(
+        self, model: nn.Layer, start: float, before_batch: Callable[[], None]
+    ) -> tuple[dict[str, float], int]:
         sums: dict[str, float] = {}
         samples = 0
         for step, batch in enumerate(self.loader):
+            before_batch()
             count = len(batch.indices)
             if count == 0:
                 continue

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ppcls.utils import distributed
-from ppcls.utils.errors import UserError
+from ppcls.utils.errors import JobError, UserError
 from ppcls.utils.fileio import to_json
 
 logger = logging.getLogger("ppcls")
@@ -23,16 +24,17 @@ def format_values(values: Mapping[str, float]) -> str:
 class Logbook:
     """The records of one run in `folder`; ranks above 0 keep none.
 
-    A run that goes on with an earlier one appends to its `metrics.jsonl`, a new run replaces it.
+    A new run replaces an earlier one's `metrics.jsonl`. A run that goes on with an earlier one
+    appends to its first `keep_bytes`: what follows them is about steps that are done again.
     """
 
-    def __init__(self, folder: Path, *, append: bool = False, use_visualdl: bool = False) -> None:
+    def __init__(self, folder: Path, *, keep_bytes: int = 0, use_visualdl: bool = False) -> None:
         self._is_on = distributed.rank() == 0
         self._file = None
         self._visualdl = None
         if not self._is_on:
             return
-        self._file = open(folder / "metrics.jsonl", "a" if append else "w", encoding="utf-8")
+        self._file = _open_cut(folder / "metrics.jsonl", keep_bytes)
         if use_visualdl:
             self._visualdl = _visualdl_writer(folder / "vdl")
 
@@ -40,12 +42,18 @@ class Logbook:
         """Append one JSON object; floats in full precision, in both senses of the word."""
         if self._file is None:
             return
-        self._file.write(to_json({"mode": mode, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write((to_json({"mode": mode, **values}) + "\n").encode("utf-8"))
+        except OSError as error:
+            raise JobError(f"{self._file.name}: writing failed: {error.strerror}") from error
         if self._visualdl is not None:
             for name, value in values.items():
                 if isinstance(value, float):
                     self._visualdl.add_scalar(f"{mode}/{name}", value, values["global_step"])
+
+    def position(self) -> int:
+        """Bytes written to `metrics.jsonl` so far."""
+        return 0 if self._file is None else self._file.tell()
 
     def train_line(
         self, position: str, lr_name: str, lr: float, values: Mapping[str, float], eta: float
@@ -71,6 +79,20 @@ class Logbook:
             self._file.close()
         if self._visualdl is not None:
             self._visualdl.close()
+
+
+def _open_cut(path: Path, keep_bytes: int) -> BinaryIO:
+    """Open a file for appending after its first bytes, without a buffer of our own."""
+    try:
+        file = open(path, "ab", buffering=0)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    length = file.seek(0, os.SEEK_END)
+    if length < keep_bytes:
+        logger.warning("%s: expected %d bytes, found %d", path, keep_bytes, length)
+    file.truncate(min(length, keep_bytes))
+    file.seek(0, os.SEEK_END)
+    return file
 
 
 def check_visualdl() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import paddle
 import paddle.distributed as dist
 from paddle import nn
@@ -63,6 +64,28 @@ def sum_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(values, tensor.tolist(), strict=True))
 
 
+def gather_bytes(own: bytes) -> list[bytes]:
+    """Return every rank's bytes, in the order of ranks, on every rank."""
+    if distributed.world_size() == 1:
+        return [own]
+    length = paddle.to_tensor([len(own)], dtype="int64")
+    lengths: list[paddle.Tensor] = []
+    dist.all_gather(lengths, length)
+    sizes = [int(size) for size in lengths]
+    padded = np.zeros(max(1, *sizes), dtype=np.uint8)  # a gather wants equal, non-empty shapes
+    padded[: len(own)] = np.frombuffer(own, dtype=np.uint8)
+    parts: list[paddle.Tensor] = []
+    dist.all_gather(parts, paddle.to_tensor(padded))
+    return [part.numpy()[:size].tobytes() for part, size in zip(parts, sizes, strict=True)]
+
+
+def statistics_of(model: nn.Layer) -> dict[str, paddle.Tensor]:
+    """Batch norm's running statistics, the only part of the state in which ranks may differ."""
+    # Without the hooks of AMP's O2, which hand out float32 copies.
+    state = model.state_dict(use_hook=False)
+    return {name: t for name, t in state.items() if name.endswith(("._mean", "._variance"))}
+
+
 def average_statistics(model: nn.Layer) -> None:
     """Give every rank the mean of all ranks' batch-norm statistics.
 
@@ -72,9 +95,7 @@ def average_statistics(model: nn.Layer) -> None:
     world_size = distributed.world_size()
     if world_size == 1:
         return
-    # Without the hooks of AMP's O2, which hand out float32 copies.
-    for name, tensor in model.state_dict(use_hook=False).items():
-        if name.endswith(("._mean", "._variance")):
-            total = tensor.astype("float32") / world_size
-            dist.all_reduce(total)
-            tensor.set_value(total.astype(tensor.dtype))
+    for tensor in statistics_of(model).values():
+        total = tensor.astype("float32") / world_size
+        dist.all_reduce(total)
+        tensor.set_value(total.astype(tensor.dtype))

@@ -29,6 +29,7 @@ class Precision:
         is_on = config is not None and config.use_amp and config.level != "O0"
         self.config = config if is_on else None
         self.scaler: paddle.amp.GradScaler | None = None
+        self.overflow: paddle.Tensor | None = None  # whether the last update was left out
         if self.config is not None and device.startswith("cpu"):
             self.config = _without_gpu(self.config)
         if self.config is not None and self.config.dtype == "float16":
@@ -63,6 +64,7 @@ class Precision:
             optimizer.step()
         else:
             self.scaler.step(optimizer)
+            self.overflow = self.scaler._found_inf
             self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import paddle
@@ -14,17 +15,19 @@ from paddle import nn
 from paddle.optimizer import Optimizer
 
 from ppcls.data.loader import Batch, Loader
-from ppcls.engine import parallel
+from ppcls.engine import guards, parallel, rank_state
 from ppcls.engine.checkpoint import Checkpointer, Progress
+from ppcls.engine.clock import Clock
 from ppcls.engine.config import GlobalConfig
-from ppcls.engine.evaluator import EvalResult, Evaluator, logits_of
+from ppcls.engine.evaluator import EvalResult, Evaluator
 from ppcls.engine.logbook import Logbook, format_values
 from ppcls.engine.precision import Precision
-from ppcls.loss import CombinedLoss
-from ppcls.metric import MetricGroup
+from ppcls.engine.rank_state import RankState
+from ppcls.engine.stopping import StopRequest
+from ppcls.engine.task import StepResult, Task
 from ppcls.optimizer import Schedule
 from ppcls.utils import distributed, seeding
-from ppcls.utils.errors import JobError
+from ppcls.utils.errors import JobError, Stopped
 
 logger = logging.getLogger("ppcls")
 
@@ -39,22 +42,32 @@ def group_of(step: int, size: int, steps: int) -> range:
 
 @dataclass
 class _Sums:
-    """Results summed over samples, on the device until somebody looks."""
+    """Results summed over what `divisor` counts, on the device until somebody looks."""
 
-    values: dict[str, Any]
-    samples: int = 0
+    values: dict[str, Any] = field(default_factory=dict)
+    divisor: Any = 0
 
-    def add(self, values: dict[str, Any], samples: int) -> None:
-        for name, value in values.items():
+    def add(self, result: StepResult) -> None:
+        for name, value in result.sums.items():
             self.values[name] = self.values[name] + value if name in self.values else value
-        self.samples += samples
+        self.divisor = self.divisor + result.divisor
 
     def means(self) -> dict[str, float]:
-        """Means over the samples of all ranks."""
+        """Means over what all ranks counted."""
         sums = {name: float(value) for name, value in self.values.items()}
-        total = parallel.sum_over_ranks({**sums, "samples": self.samples})
-        count = total.pop("samples")
+        total = parallel.sum_over_ranks({**sums, "divisor": int(self.divisor)})
+        count = total.pop("divisor")
         return {name: value / max(count, 1) for name, value in total.items()}
+
+
+@dataclass(frozen=True)
+class _Unchecked:
+    """What a step gave, to be looked at when the device has it and nobody waits."""
+
+    where: str
+    loss: paddle.Tensor
+    gradients: paddle.Tensor | None = None  # whether they were finite
+    overflow: paddle.Tensor | None = None  # whether the loss scaler left the update out
 
 
 class Trainer:
@@ -63,6 +76,9 @@ class Trainer:
     An update averages the gradient over exactly the samples it saw: those of all ranks, of
     `update_freq` steps, and of last batches and groups that are smaller. So the result does not
     depend on how a global batch is cut up, batch-norm statistics and rounding apart.
+
+    Every random draw of a step depends on (seed, epoch, step, rank) alone, so a run that was
+    stopped anywhere ends, started again, with the same weights, bit for bit.
     """
 
     def __init__(
@@ -71,8 +87,7 @@ class Trainer:
         *,
         model: nn.Layer,
         loader: Loader,
-        loss: CombinedLoss,
-        metric: MetricGroup,
+        task: Task,
         optimizer: Optimizer,
         schedule: Schedule,
         precision: Precision,
@@ -80,12 +95,12 @@ class Trainer:
         logbook: Logbook,
         evaluator: Evaluator | None = None,
         progress: Progress | None = None,
+        own: RankState | None = None,
     ) -> None:
         self.config = config
         self.model = model
         self.loader = loader
-        self.loss = loss
-        self.metric = metric
+        self.task = task
         self.optimizer = optimizer
         self.schedule = schedule
         self.precision = precision
@@ -93,22 +108,39 @@ class Trainer:
         self.logbook = logbook
         self.evaluator = evaluator
         self.progress = progress or Progress()
-        self.network = parallel.wrap(model)
+        self.network = parallel.wrap(model)  # takes rank 0's weights: what is a rank's own follows
         self.steps_per_epoch = len(loader.sampler)
-        self._unchecked: tuple[str, paddle.Tensor] | None = None
-        self._seen = 0  # samples since the last update
+        self.stop = StopRequest()
+        self._unchecked: _Unchecked | None = None
+        self._is_stopping = False
+        self._in_a_row = 0  # updates left out
+        self._restore(own or RankState())
+
+    def _restore(self, own: RankState) -> None:
+        rank_state.restore_network(own, self.model)
+        sums = {name: paddle.to_tensor(value) for name, value in own.sums.items()}
+        self._totals = _Sums(sums, own.samples)
+        self._skipped_before = own.skipped
+        self._seen: Any = own.seen  # divisors since the last update
+        self._backup = own.backup  # batch norm's statistics before the present update's steps
+        if own.generators:
+            rank_state.set_generators(own.generators)
+        else:
+            seeding.seed_host(self.config.seed, distributed.rank())
 
     def fit(self) -> Progress:
         """Train up to `epochs` or `max_steps`, saving and evaluating on the way.
 
-        Raises JobError when a loss is not finite; the last good checkpoint is then the newest.
+        Raises JobError when numbers are not finite or ranks disagree, and Stopped, with the state
+        saved, after SIGTERM or SIGINT.
         """
-        while self.progress.epoch < self.config.epochs and not self._is_over():
-            self._train_epoch(self.progress.epoch)
-            parallel.average_statistics(self.model)
-            self._check_weights()
-            self.progress.epoch += 1
-            self._after_epoch()
+        with self.stop.listening(), contextlib.closing(self.checkpointer):
+            if self.progress.evaluation_due:
+                self._after_epoch()
+            while self.progress.epoch < self.config.epochs and not self._is_over():
+                self._train_epoch(self.progress.epoch)
+                self._end_epoch()
+                self._after_epoch()
         return self.progress
 
     def summary(self, progress: Progress) -> dict[str, Any]:
@@ -126,68 +158,142 @@ class Trainer:
             "global_step": progress.global_step,
             "best_metric": best,
             "best_epoch": progress.best_epoch,
+            "skipped_updates": progress.skipped_updates,
+            "saves": self.checkpointer.saves,
+            "seconds_blocked_by_saves": self.checkpointer.blocked,
         }
 
     def _is_over(self) -> bool:
         limit = self.config.max_steps
         return limit is not None and self.progress.global_step >= limit
 
+    def _steps_of_epoch(self) -> int:
+        """Steps of the present epoch, which `max_steps` may cut short."""
+        if self.config.max_steps is None:
+            return self.steps_per_epoch
+        before = self.progress.global_step - self.progress.step
+        return min(self.steps_per_epoch, self.config.max_steps - before)
+
     def _train_epoch(self, epoch: int) -> None:
         self.network.train()
         self.loader.sampler.set_epoch(epoch)
-        steps = self.steps_per_epoch
-        if self.config.max_steps is not None:
-            steps = min(steps, self.config.max_steps - self.progress.global_step)
-        totals = _Sums({})
-        clock = _Clock()
-        batches = iter(self.loader)
-        for step in range(steps):
-            batch = next(batches)
+        steps = self._steps_of_epoch()
+        clock = Clock()
+        for step, batch in self._batches(self.progress.step, steps):
             clock.data_is_here()
             group = group_of(step, self.config.update_freq, steps)
             lr = self.optimizer.get_lr()
-            sums = self.train_step(batch, group, epoch, step)
-            totals.add(sums.values, sums.samples)
+            result = self.train_step(batch, group, epoch, step)
+            self.progress.step += 1
             self.progress.global_step += 1
             clock.step_is_done(self.loader.sampler.global_size(step))
             if step % self.config.print_batch_step == 0 or step == steps - 1:
-                self._log_step(epoch, step, lr, sums, clock)
-        batches.close()
+                self._log_step(epoch, step, lr, result, clock)
+            self._after_step(is_last=step == steps - 1)
         self._check_finite()
-        self._log_epoch(epoch, totals)
+        self._log_epoch(epoch)
 
-    def train_step(self, batch: Batch, group: range, epoch: int, step: int) -> _Sums:
+    def _batches(self, start: int, steps: int) -> Iterator[tuple[int, Batch]]:
+        """The steps of an epoch that are left, with their batches."""
+        if start >= steps:
+            return
+        self.loader.sampler.set_start(start)
+        with contextlib.closing(iter(self.loader)) as batches:
+            for step in range(start, steps):
+                yield step, next(batches)
+
+    def _after_step(self, *, is_last: bool) -> None:
+        """Between two steps: what may stop the run, and saving inside an epoch."""
+        self.checkpointer.check()
+        step, config = self.progress.global_step, self.config
+        if config.check_ranks_interval and step % config.check_ranks_interval == 0:
+            guards.check_ranks_agree(self.model, self._place())
+        self._is_stopping = self.stop.agreed() or self._is_stopping
+        if is_last:
+            return  # the epoch's own end saves
+        if self._is_stopping:
+            self._save(["latest"])
+            self._stop_now()
+        if config.save_interval_steps and step % config.save_interval_steps == 0:
+            self._save(["latest"])
+
+    def train_step(self, batch: Batch, group: range, epoch: int, step: int) -> StepResult:
         """Forward and backward on one batch; update when it is the last of its group."""
         rank, world_size = distributed.rank(), distributed.world_size()
         sampler = self.loader.sampler
         samples = sum(sampler.global_size(member) for member in group)
-        # Ranks are averaged, so each one's mean counts by its share of the update's samples.
-        weight = len(batch.indices) * world_size / samples
         paddle.seed(seeding.derive(self.config.seed, epoch, step, rank, _DROPOUT_STREAM))
+        if self.config.on_nonfinite == "skip" and step == group[0]:
+            self._backup = rank_state.statistics(self.model)
         is_last = step == group[-1]
         with self._synchronised(is_last):
-            sums, loss = self._forward(batch)
-            self.precision.backward(loss * weight)
+            result = self._forward(batch)
+            # Ranks are averaged, so each one's mean counts by its share of the update's samples.
+            self.precision.backward(result.loss * (result.weight * world_size / samples))
         self._check_finite()
-        self._unchecked = (f"epoch {epoch + 1}, step {step}", loss)
-        self._seen += sums.samples
+        where = f"epoch {epoch + 1}, step {step}"
+        self._unchecked = _Unchecked(where, result.loss)
+        self._seen = self._seen + result.divisor
+        if self.config.on_nonfinite == "stop" or math.isfinite(float(result.loss)):
+            self._totals.add(result)
         if is_last:
-            self._update(samples)
-        return sums
+            self._update(samples, where)
+        return result
 
-    def _update(self, planned: int) -> None:
+    def _forward(self, batch: Batch) -> StepResult:
+        if len(batch.indices):
+            return self.task.forward(self.network, batch)
+        weights = [p for p in self.model.parameters() if not p.stop_gradient]
+        return self.task.forward_nothing(self.network, weights)
+
+    def _update(self, planned: int, where: str) -> None:
         """Update the weights from the gradients of a group of steps with `planned` samples."""
         seen, self._seen = self._seen, 0
-        if self.loader.dataset.on_error == "skip":
-            seen = round(parallel.sum_over_ranks({"samples": seen})["samples"])
+        if not self.task.divides_by_images or self.loader.dataset.on_error == "skip":
+            seen = round(parallel.sum_over_ranks({"seen": int(seen)})["seen"])
             self._scale_gradients(planned / seen if seen else 0.0)
-        self.precision.step(self.optimizer)
+        if self._may_update(where):
+            self.precision.step(self.optimizer)
+            if self._unchecked is not None:
+                self._unchecked = dataclasses.replace(
+                    self._unchecked, overflow=self.precision.overflow
+                )
         self.optimizer.clear_grad()
         self.schedule.scheduler().step()
 
+    def _may_update(self, where: str) -> bool:
+        """Look at the gradients: now when a bad update is to be left out, else a step later.
+
+        All ranks have the same gradients, so they decide alike. A loss scaler looks by itself.
+        """
+        if self.precision.scaler is not None:
+            return True
+        finite = guards.are_finite(guards.gradients(self.model.parameters()))
+        if self.config.on_nonfinite == "stop":
+            assert self._unchecked is not None
+            self._unchecked = dataclasses.replace(self._unchecked, gradients=finite)
+            return True
+        self._unchecked = None
+        if bool(finite):
+            return True
+        rank_state.set_statistics(self._backup, self.model)
+        self._count_skipped(where, "its gradient is not finite")
+        return False
+
+    def _count_skipped(self, where: str, reason: str) -> None:
+        self.progress.skipped_updates += 1
+        count, limit = self.progress.skipped_updates, self.config.max_nonfinite
+        logger.warning("%s: the update is left out, %s (%d so far)", where, reason, count)
+        self._in_a_row += 1
+        # A loss scaler tries too large scales now and then: only many in a row are too many.
+        if (count if self.precision.scaler is None else self._in_a_row) > limit:
+            self._stop_failed(
+                where, f"at most {limit} updates left out (Global.max_nonfinite), found {count}"
+            )
+
     @paddle.no_grad()
     def _scale_gradients(self, factor: float) -> None:
-        """Images left out are known only now: make the gradient a mean over the others."""
+        """What to divide by is known only now: make the gradient a mean over it."""
         if factor == 1.0:
             return
         for parameter in self.model.parameters():
@@ -200,55 +306,39 @@ class Trainer:
             return contextlib.nullcontext()
         return self.network.no_sync()
 
-    def _forward(self, batch: Batch) -> tuple[_Sums, paddle.Tensor]:
-        count = len(batch.indices)
-        if count == 0:
-            return self._forward_nothing()
-        with self.precision.autocast():
-            logits = logits_of(self.network, batch.images)
-        parts = self.loss(logits, batch.labels)
-        with paddle.no_grad():
-            sums = {name: value.detach() * count for name, value in parts.items()}
-            sums |= self.metric.sums(logits.detach(), batch.labels)
-        return _Sums(sums, count), parts["loss"]
-
-    def _forward_nothing(self) -> tuple[_Sums, paddle.Tensor]:
-        """Take part in the ranks' gradient average without a sample, leaving batch norm alone."""
-        self.network.eval()
-        with self.precision.autocast():
-            self.network(paddle.zeros([1, *self.config.image_shape]))  # readies the average
-        self.network.train()
-        # Not from the logits: compiled for evaluation, a network has no backward pass.
-        weights = [p for p in self.model.parameters() if not p.stop_gradient]
-        loss = paddle.add_n([p.astype("float32").sum() for p in weights]) * 0.0
-        names = [*self.loss.names, "loss", *self.metric.names]
-        return _Sums({name: paddle.zeros([]) for name in names}), loss
-
     def _check_finite(self) -> None:
-        """Look at the previous step's loss: by now the device has it, and nothing waits."""
-        if self._unchecked is None:
+        """Look at the previous step: by now the device has its loss, and nothing waits."""
+        last, self._unchecked = self._unchecked, None
+        if last is None:
             return
-        where, loss = self._unchecked
-        self._unchecked = None
-        if not math.isfinite(float(loss)):
-            self._stop(where, f"a finite loss, got {float(loss)}")
+        if last.overflow is not None and bool(last.overflow):
+            self._count_skipped(last.where, "a scaled gradient overflowed")
+        else:
+            self._in_a_row = 0
+        if self.config.on_nonfinite == "skip":
+            return  # the gradient was looked at before its update
+        if not math.isfinite(float(last.loss)):
+            self._stop_failed(last.where, f"a finite loss, got {float(last.loss)}")
+        if last.gradients is not None and not bool(last.gradients):
+            self._stop_failed(last.where, "a finite gradient, found another")
 
-    def _check_weights(self) -> None:
-        """An epoch's last update has no loss after it that would tell."""
-        finite = [paddle.isfinite(t).all() for t in self.model.state_dict().values()]
-        if not bool(paddle.stack(finite).all()):
-            self._stop(
-                f"epoch {self.progress.epoch + 1}, after its last step",
-                "finite weights, found others",
-            )
+    def _check_weights(self, where: str) -> None:
+        """The last update before a save has no loss after it that would tell."""
+        if not bool(guards.are_finite(self.model.state_dict().values())):
+            self._stop_failed(where, "finite weights, found others")
 
-    def _stop(self, where: str, complaint: str) -> NoReturn:
+    def _stop_failed(self, where: str, complaint: str) -> NoReturn:
         newest = self.checkpointer.newest()
         kept = f"the last good checkpoint is {newest}" if newest else "none was saved yet"
         raise JobError(f"{where}: expected {complaint}; {kept}")
 
-    def _log_step(self, epoch: int, step: int, lr: float, sums: _Sums, clock: _Clock) -> None:
+    def _place(self) -> str:
+        return f"epoch {self.progress.epoch + 1}, after {self.progress.step} steps"
+
+    def _log_step(self, epoch: int, step: int, lr: float, result: StepResult, clock: Clock) -> None:
         self._check_finite()
+        sums = _Sums()
+        sums.add(result)
         means = sums.means()
         done = self.progress.global_step
         total = self.config.epochs * self.steps_per_epoch
@@ -260,42 +350,57 @@ class Trainer:
         place = {"epoch": epoch + 1, "step": step, "global_step": done}
         self.logbook.record("train", {**place, "lr": lr, **values})
 
-    def _log_epoch(self, epoch: int, totals: _Sums) -> None:
-        means = self._in_order(totals.means())
-        skipped = round(parallel.sum_over_ranks({"skipped": self.loader.skipped})["skipped"])
+    def _log_epoch(self, epoch: int) -> None:
+        means = self._in_order(self._totals.means())
+        own = self._skipped_before + self.loader.skipped
+        skipped = round(parallel.sum_over_ranks({"skipped": own})["skipped"])
         text = format_values(means) + (f", skipped: {skipped}" if skipped else "")
+        if self.progress.skipped_updates:
+            text += f", skipped updates: {self.progress.skipped_updates}"
         logger.info("[Train][Epoch %d/%d][Avg]%s", epoch + 1, self.config.epochs, text)
 
     def _in_order(self, means: dict[str, float]) -> dict[str, float]:
-        """Metrics first, then the losses, as PaddleClas prints them."""
-        names = [*self.metric.names, *self.loss.names, "loss"]
-        return {name: means[name] for name in names if name in means}
+        return {name: means[name] for name in self.task.names if name in means}
+
+    def _end_epoch(self) -> None:
+        parallel.average_statistics(self.model)
+        self._check_weights(f"epoch {self.progress.epoch + 1}, after its last step")
+        self._totals, self._skipped_before, self.loader.skipped = _Sums(), 0, 0
+        self.progress.epoch += 1
+        self.progress.step = 0
+        self.progress.evaluation_due = self._evaluates()
+        if self.progress.evaluation_due:
+            self._save(["latest"])  # an evaluation may take long
+            if self._is_stopping:
+                self._stop_now()
 
     def _after_epoch(self) -> None:
+        """Evaluate if it is time, and save under the names the epoch has earned."""
         epoch = self.progress.epoch
-        is_end = epoch == self.config.epochs or self._is_over()
-        is_best = False
-        if self.evaluator is not None and self._evaluates(epoch, is_end):
-            is_best = self._keep_score(self.evaluate(epoch))
-        if distributed.rank() > 0:
-            return
-        tags = ["best_model"] if is_best else []
+        tags = ["latest"]
         if epoch % self.config.save_interval == 0:
             tags.append(f"epoch_{epoch}")
-        for tag in [*tags, "latest"]:
-            self.checkpointer.save(tag, self.progress)
-        if is_best:
-            logger.info("best model so far: %s", self.checkpointer.folder / "best_model.pdparams")
+        if self.progress.evaluation_due and self._keep_score(self.evaluate(epoch)):
+            tags.append("best_model")
+            best = self.checkpointer.folder / "best_model.pdparams"
+            logger.info("best model so far: %s", best)
+        self.progress.evaluation_due = False
+        self._save(tags)
+        if self._is_stopping and epoch < self.config.epochs:
+            self._stop_now()
 
-    def _evaluates(self, epoch: int, is_end: bool) -> bool:
-        if not self.config.eval_during_train or epoch < self.config.start_eval_epoch:
+    def _evaluates(self) -> bool:
+        epoch, config = self.progress.epoch, self.config
+        if self.evaluator is None or not config.eval_during_train:
             return False
-        return epoch % self.config.eval_interval == 0 or is_end
+        if epoch < config.start_eval_epoch:
+            return False
+        return epoch % config.eval_interval == 0 or epoch == config.epochs or self._is_over()
 
     def evaluate(self, epoch: int) -> EvalResult:
         """Evaluate the model as it is now, and write the result down."""
         assert self.evaluator is not None
-        result = self.evaluator.evaluate(self.model)
+        result = self.evaluator.evaluate(self.model, self._check_stop)
         values = {**result.losses, **result.metrics}
         logger.info("[Eval][Epoch %d][Avg]%s", epoch, format_values(values))
         if result.skipped:
@@ -321,32 +426,35 @@ class Trainer:
         self.progress.best_epoch = self.progress.epoch
         return True
 
+    def _save(self, tags: list[str]) -> None:
+        """Save everything; the weights are known to be good, or this raises JobError."""
+        self._check_finite()
+        self._check_weights(self._place())
+        self.progress.metrics_bytes = self.logbook.position()
+        own = RankState(
+            sums=rank_state.as_arrays(self._totals.values),
+            samples=int(self._totals.divisor),
+            skipped=self._skipped_before + self.loader.skipped if self.progress.step else 0,
+            seen=int(self._seen),
+            gradients=rank_state.pending_gradients(self.model) if self._in_group() else {},
+            statistics=rank_state.statistics(self.model),
+            backup=self._backup if self._in_group() else {},
+            generators=rank_state.generators(),
+        )
+        self.checkpointer.save(tags, self.progress, own)
 
-class _Clock:
-    """Seconds per step and samples per second since the last look."""
+    def _in_group(self) -> bool:
+        """Whether gradients wait for the rest of their update."""
+        return self.progress.step % self.config.update_freq != 0
 
-    def __init__(self) -> None:
-        self._start = self._mark = time.perf_counter()
-        self._reader = 0.0
-        self._steps = self._samples = 0
+    def _check_stop(self) -> None:
+        """During an evaluation, before which everything was saved, a rank may stop alone."""
+        if self.stop.is_heard:
+            self._stop_now()
 
-    def data_is_here(self) -> None:
-        self._reader += time.perf_counter() - self._mark
-
-    def step_is_done(self, samples: int) -> None:
-        self._mark = time.perf_counter()
-        self._steps += 1
-        self._samples += samples
-
-    def read(self) -> dict[str, float]:
-        """Return batch_cost and reader_cost in s, ips in samples/s of all ranks, and start anew."""
-        seconds = max(self._mark - self._start, 1e-9)
-        steps = max(self._steps, 1)
-        values = {
-            "batch_cost": seconds / steps,
-            "reader_cost": self._reader / steps,
-            "ips": self._samples / seconds,
-        }
-        self._start = self._mark = time.perf_counter()
-        self._reader, self._steps, self._samples = 0.0, 0, 0
-        return values
+    def _stop_now(self) -> NoReturn:
+        self.checkpointer.close()
+        raise Stopped(
+            f"stopped by {self.stop.reason}, {self._place()}; the state is in "
+            f"{self.checkpointer.folder}, go on with -o Global.auto_resume=True"
+        )

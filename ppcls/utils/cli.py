@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ppcls.utils import distributed, logger
-from ppcls.utils.errors import JobError, UserError
+from ppcls.utils.errors import JobError, Stopped, UserError
 from ppcls.utils.fileio import atomic_write_text, to_json
 
 EXIT_OK, EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, can go on
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,7 +54,8 @@ def run(
     """Parse, run `command`, write its result to `--json`, and return the exit code.
 
     0; 2 with one line for a user's mistake (UserError); 1 for a job that failed, with one line
-    for a JobError and a traceback for anything else; 130 when interrupted.
+    for a JobError and a traceback for anything else; 75 when it was asked to stop and can go on;
+    130 when interrupted.
     """
     args = parser.parse_args(argv)
     try:
@@ -70,6 +72,10 @@ def run(
         logger.write_to_files(line)
         print(line, file=sys.stderr)
         return EXIT_MISTAKE if isinstance(error, UserError) else EXIT_FAILED
+    except Stopped as stopped:
+        logger.LOGGER.info("%s", stopped)
+        print(stopped, file=sys.stderr)
+        return EXIT_STOPPED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

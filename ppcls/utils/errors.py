@@ -22,6 +22,10 @@ class JobError(Exception):
     """A run that failed although its input was right, such as a loss that is not finite."""
 
 
+class Stopped(Exception):
+    """A run that ended early because it was asked to, saved, and can go on."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the closest known name, or "" when nothing is close."""
     by_lower = {candidate.lower(): candidate for candidate in known}

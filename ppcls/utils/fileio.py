@@ -9,7 +9,7 @@ import mmap
 import os
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,23 +26,34 @@ def atomic_write(path: str | Path, writer: Callable[[BinaryIO], None]) -> None:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: expected a file name, found a folder")
-    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        file = open(temporary, "xb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    try:
+    with replacing(path) as temporary:
+        try:
+            file = open(temporary, "xb")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
         with file:
             writer(file)
             file.flush()
             os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` for the block to make a file of, which then becomes `path`.
+
+    On any failure the temporary is removed and an older `path` stays. An OSError becomes a
+    JobError that names `path`.
+    """
+    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise JobError(f"{path}: writing failed: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)  # still there only after a failure
-    _sync_folder(path.parent)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
@@ -63,7 +74,7 @@ def _finite(node: Any) -> Any:
     return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself survive a power cut, where the system has a way to say that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

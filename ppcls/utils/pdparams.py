@@ -12,6 +12,7 @@ of Paddle 2.x and 3.x puts into them:
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -153,3 +154,10 @@ def save_pdparams(path: str | Path, state: Mapping[str, Any]) -> None:
     the file, whichever wrote it. Raises TypeError for anything but plain data.
     """
     atomic_write(path, lambda file: PickleWriter(file).dump(state))
+
+
+def to_bytes(state: Any) -> bytes:
+    """The pickle `save_pdparams` writes, in memory."""
+    buffer = io.BytesIO()
+    PickleWriter(buffer).dump(state)
+    return buffer.getvalue()

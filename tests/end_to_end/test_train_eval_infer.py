@@ -25,19 +25,23 @@ def evaluated(trained, short):
 
 def test_files_of_a_run(run_folder):
     expected = {tag + suffix for tag in TAGS for suffix in SUFFIXES}
-    expected |= {"config.yaml", "metrics.jsonl", "train.log"}
+    expected |= {f"{tag}.json" for tag in TAGS}
+    expected |= {"config.yaml", "metrics.jsonl", "train.log", "sets"}
     assert {path.name for path in run_folder.iterdir()} == expected
 
 
 def test_summary_of_training(trained, run_folder):
     result = json.loads((trained / "train.json").read_text())
     best = running.records(run_folder, "eval")[0]["top1"]
+    assert result.pop("seconds_blocked_by_saves") > 0
     assert result == {
         "folder": "output/HarDNet39_ds",
         "epochs": 1,
         "global_step": 3,
         "best_metric": best,
         "best_epoch": 1,
+        "skipped_updates": 0,
+        "saves": 2,
     }
 
 

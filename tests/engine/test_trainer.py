@@ -223,7 +223,7 @@ def scripted(run, monkeypatch, scores):
     """Make evaluations return these top-1 values, one after the other."""
     values = iter(scores)
 
-    def evaluate(model):
+    def evaluate(model, before_batch):
         top1 = next(values)
         return EvalResult({"loss": 1 - top1}, {"top1": top1}, {"top1": round(60 * top1)}, 60)
 
@@ -236,10 +236,10 @@ def test_only_a_better_model_is_the_best(tmp_path, monkeypatch, caplog):
     best = []
     save = run.checkpointer.save
 
-    def record(tag, progress):
-        if tag == "best_model":
+    def record(tags, progress, own):
+        if "best_model" in tags:
             best.append(progress.epoch)
-        return save(tag, progress)
+        return save(tags, progress, own)
 
     monkeypatch.setattr(run.checkpointer, "save", record)
     progress = run.fit()
@@ -248,12 +248,15 @@ def test_only_a_better_model_is_the_best(tmp_path, monkeypatch, caplog):
     assert saved_epoch(tmp_path, "best_model") == 4
     assert saved_epoch(tmp_path, "latest") == 5
     summary = run.summary(progress)
+    assert summary.pop("seconds_blocked_by_saves") > 0
     assert summary == {
         "folder": str(tmp_path),
         "epochs": 5,
         "global_step": 20,
         "best_metric": 0.75,
         "best_epoch": 4,
+        "skipped_updates": 0,
+        "saves": 10,
     }
     assert "best top1: 0.75000 (epoch 4)" in caplog.text
 
@@ -294,8 +297,9 @@ def test_when_it_evaluates_and_saves(tmp_path, settings, evaluated, files):
     expected = files | {"latest"} | ({"best_model"} if evaluated else set())
     assert set(tags(tmp_path)) == expected
     written = {path.name for path in tmp_path.iterdir()}
-    suffixes = (".pdparams", ".pdopt", ".pdstates")
-    assert written == {f"{tag}{s}" for tag in expected for s in suffixes} | {"metrics.jsonl"}
+    suffixes = (".pdparams", ".pdopt", ".pdstates", ".json")
+    others = {"metrics.jsonl", "sets"}
+    assert written == {f"{tag}{s}" for tag in expected for s in suffixes} | others
 
 
 @pytest.mark.parametrize("max_steps", [1, 4, 6])

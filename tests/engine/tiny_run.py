@@ -16,6 +16,7 @@ from ppcls.engine.config import GlobalConfig
 from ppcls.engine.evaluator import Evaluator
 from ppcls.engine.logbook import Logbook
 from ppcls.engine.precision import Precision
+from ppcls.engine.task import ClassificationTask
 from ppcls.engine.trainer import Trainer
 from ppcls.loss import build_loss
 from ppcls.metric import build_metric
@@ -119,22 +120,28 @@ def trainer(
     built = build_optimizer({**optimizer, "lr": lr}, "Optimizer", schedule=schedule, model=model)
     precision = Precision(amp, "cpu")
     precision.prepare(model, built)
-    checkpointer = Checkpointer(folder, model, built, precision, {"Arch": {"name": "Tiny"}})
-    progress = checkpointer.load(resume) if resume else None
+    checkpointer = Checkpointer(
+        folder, model, built, {"Arch": {"name": "Tiny"}}, keep_last=config.keep_last
+    )
+    checkpointer.register("scaler", precision)
+    progress, own = checkpointer.load(resume) if resume else (None, None)
     folder.mkdir(parents=True, exist_ok=True)
+    is_own = checkpointer.take_over()
+    loss = build_loss([{"CELoss": {}}], "Loss.Train")
+    metric = build_metric([{"TopkAcc": {"topk": [1, 2]}}], "Metric.Train", CLASSES)
     return Trainer(
         config,
         model=network or model,
         loader=Loader(dataset, sampler, LoaderConfig(num_workers=0)),
-        loss=build_loss([{"CELoss": {}}], "Loss.Train"),
-        metric=build_metric([{"TopkAcc": {"topk": [1, 2]}}], "Metric.Train", CLASSES),
+        task=ClassificationTask(loss, metric, precision, config.image_shape),
         optimizer=built,
         schedule=schedule,
         precision=precision,
         checkpointer=checkpointer,
-        logbook=Logbook(folder, append=resume is not None),
+        logbook=Logbook(folder, keep_bytes=progress.metrics_bytes if is_own else 0),
         evaluator=evaluator(dataset, precision) if config.eval_during_train else None,
         progress=progress,
+        own=own,
     )
 
 
