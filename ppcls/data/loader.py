@@ -7,8 +7,9 @@ raised: Paddle turns a worker's exception into a traceback, and without workers 
 from __future__ import annotations
 
 import logging
+import signal
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -18,11 +19,14 @@ import paddle
 from paddle.io import DataLoader
 
 from ppcls.data.datasets import DATASETS, ClassificationDataset, Sample
+from ppcls.data.deadline import Deadline, Stalled
 from ppcls.data.sampler import EvalSampler, GlobalBatchSampler, SampleKey
 from ppcls.utils.errors import ConfigError, DataError, JobError
 from ppcls.utils.schema import at_least, build_named, parse_dataclass
 
 _logger = logging.getLogger("ppcls")
+
+MAX_WAIT = 24 * 3600.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,14 @@ class LoaderConfig:
     use_shared_memory: bool = True  # workers hand batches over through /dev/shm
     prefetch_factor: int = 2  # batches prepared ahead per worker
     timeout: int = 0  # seconds between looks at the workers' health; 0 leaves Paddle's own
+    read_timeout: float = 120.0  # seconds for reading and transforming one sample; 0: no limit
 
     def __post_init__(self) -> None:
         at_least(0, num_workers=self.num_workers, timeout=self.timeout)
+        if not 0 <= self.read_timeout <= MAX_WAIT:
+            raise ValueError(
+                f"read_timeout: expected seconds from 0 to {MAX_WAIT:.0f}, got {self.read_timeout}"
+            )
         at_least(1, prefetch_factor=self.prefetch_factor)
 
 
@@ -169,7 +178,7 @@ class Loader:
         self.skipped = 0
         self._named: set[int] = set()
         self._loader = DataLoader(
-            _Outcomes(dataset),
+            _Outcomes(dataset, config.read_timeout),
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=config.num_workers,
@@ -187,7 +196,7 @@ class Loader:
 
         Raises:
             DataError: a sample that cannot be used, or images of different sizes in one batch.
-            JobError: a worker process that died.
+            JobError: a worker process that died, or a sample that was not there in time.
         """
         self.skipped = 0
         planned = self.sampler.remaining
@@ -208,6 +217,8 @@ class Loader:
     def _to_batch(self, fields: dict[str, Any]) -> Batch:
         if fields["bug"]:
             raise RuntimeError(f"a transform, data set or batch failed:\n{fields['bug']}")
+        if fields["stall"]:
+            raise JobError(fields["stall"])
         if fields["error"]:
             raise DataError(fields["error"])
         for index, message in zip(fields["skipped"], fields["messages"], strict=True):
@@ -229,25 +240,34 @@ class _Failure(NamedTuple):
     message: str
     is_skipped: bool = False
     is_bug: bool = False
+    is_stall: bool = False
 
 
 class _Outcomes:
     """The data set as workers see it: every key gives a Sample or a _Failure."""
 
-    def __init__(self, dataset: ClassificationDataset) -> None:
+    def __init__(self, dataset: ClassificationDataset, read_timeout: float) -> None:
         self.dataset = dataset
+        self._load = Deadline(read_timeout) if read_timeout else _at_once
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> tuple[Sample | _Failure, str]:
         try:
-            return self.dataset.load(key), self.dataset.describe(key.index)
+            return self._load(self.dataset.load, key), self.dataset.describe(key.index)
+        except Stalled as error:
+            message = f"{self.dataset.describe(key.index)}: {error}: a disk or server stalls"
+            return _Failure(key.index, message, is_stall=True), ""
         except DataError as error:
             skipped = self.dataset.on_error == "skip"
             return _Failure(key.index, str(error), is_skipped=skipped), ""
         except Exception:  # a bug in a transform: carried to the main process and raised there
             return _Failure(key.index, traceback.format_exc(), is_bug=True), ""
+
+
+def _at_once(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
 
 
 def collate(outcomes: list[tuple[Sample | _Failure, str]]) -> dict[str, Any]:
@@ -265,8 +285,9 @@ def collate(outcomes: list[tuple[Sample | _Failure, str]]) -> dict[str, Any]:
 def _collate(outcomes: list[tuple[Sample | _Failure, str]]) -> dict[str, Any]:
     samples = [(item, name) for item, name in outcomes if isinstance(item, Sample)]
     failures = [item for item, _ in outcomes if isinstance(item, _Failure)]
-    error = next((f.message for f in failures if not f.is_skipped and not f.is_bug), "")
-    error = error or _size_error(samples)
+    stall = next((f.message for f in failures if f.is_stall), "")
+    errors = (f.message for f in failures if not (f.is_skipped or f.is_bug or f.is_stall))
+    error = next(errors, "") or _size_error(samples)
     usable = [] if error else [item for item, _ in samples]
     skipped = [item for item in failures if item.is_skipped]
     return {
@@ -276,6 +297,7 @@ def _collate(outcomes: list[tuple[Sample | _Failure, str]]) -> dict[str, Any]:
         "skipped": [item.index for item in skipped],
         "messages": [item.message for item in skipped],
         "error": error,
+        "stall": stall,
         "bug": next((item.message for item in failures if item.is_bug), ""),
     }
 
@@ -294,5 +316,7 @@ def _size_error(samples: list[tuple[Sample, str]]) -> str:
 
 
 def _start_worker(worker_id: int) -> None:
+    # Ctrl-C goes to the whole group of processes: the main one decides, and still needs batches.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One thread per worker: OpenCV would start one per core in each of them.
     cv2.setNumThreads(0)

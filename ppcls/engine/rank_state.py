@@ -153,12 +153,33 @@ def _parse(state: Any, model: nn.Layer, where: str) -> RankState:
     numbers = ("samples", "skipped", "seen")
     if any(type(state[key]) is not int or state[key] < 0 for key in numbers):
         raise UserError(f"{where}: expected {', '.join(numbers)} to be numbers >= 0")
+    mappings = ("sums", "gradients", "statistics", "backup", "generators")
+    if not all(isinstance(state[key], dict) for key in mappings):
+        raise UserError(f"{where}: expected {', '.join(mappings)} to be mappings")
     tensors = {**dict(model.named_parameters()), **parallel.statistics_of(model)}
     for key in ("gradients", "statistics", "backup"):
         for name, array in state[key].items():
-            if name not in tensors or list(array.shape) != list(tensors[name].shape):
+            if name not in tensors or not _has_shape(array, tensors[name].shape):
                 raise UserError(f"{where}: {key}: expected tensors of this network, found {name!r}")
+    _check_generators(state["generators"], where)
     return RankState(**state)
+
+
+def _has_shape(value: Any, shape: Sequence[int]) -> bool:
+    return isinstance(value, np.ndarray) and list(value.shape) == list(shape)
+
+
+def _check_generators(state: Mapping[str, Any], where: str) -> None:
+    """Try a state on generators of our own; none at all is a state too."""
+    if not state:
+        return
+    try:
+        name, keys, position, has_gauss, cached = state["numpy"]
+        np.random.RandomState().set_state((name, keys, position, has_gauss, cached))
+        version, words, gauss = state["python"]
+        random.Random().setstate((version, tuple(words.tolist()), gauss))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where}: expected the states of two generators: {error}") from error
 
 
 def as_arrays(node: Any) -> Any:
