@@ -6,6 +6,7 @@ raised: Paddle turns a worker's exception into a traceback, and without workers 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import traceback
@@ -26,6 +27,7 @@ from ppcls.utils.schema import at_least, build_named, parse_dataclass
 
 _logger = logging.getLogger("ppcls")
 
+_WORKER_DIED = "a worker process died, often for lack of memory or of space in /dev/shm"
 MAX_WAIT = 24 * 3600.0  # seconds
 
 
@@ -208,8 +210,7 @@ class Loader:
                 fields = next(batches)
             except (StopIteration, SystemError, RuntimeError, OSError) as error:
                 raise JobError(
-                    f"data loading stopped after {number} of {planned} batches: a worker process "
-                    "died, often for lack of memory or of space in /dev/shm"
+                    f"data loading stopped after {number} of {planned} batches: {_WORKER_DIED}"
                 ) from error
             yield self._to_batch(fields)
         next(batches, None)  # lets Paddle end its workers
@@ -264,6 +265,21 @@ class _Outcomes:
             return _Failure(key.index, str(error), is_skipped=skipped), ""
         except Exception:  # a bug in a transform: carried to the main process and raised there
             return _Failure(key.index, traceback.format_exc(), is_bug=True), ""
+
+
+@contextlib.contextmanager
+def worker_deaths() -> Iterator[None]:
+    """Turn what Paddle raises when a worker dies into a JobError.
+
+    It raises in a signal handler, so anywhere in the main thread: the block is all that works on
+    batches.
+    """
+    try:
+        yield
+    except SystemError as error:
+        if "DataLoader process" not in str(error):
+            raise
+        raise JobError(f"data loading stopped: {_WORKER_DIED}") from error
 
 
 def _at_once(function: Callable[..., Any], *args: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from ppcls.data.loader import Loader
+from ppcls.data.loader import Loader, worker_deaths
 from ppcls.engine import parallel
 from ppcls.engine.precision import Precision
 from ppcls.loss import CombinedLoss
@@ -98,7 +98,8 @@ class Evaluator:
         model.eval()
         start = time.perf_counter()
         try:
-            sums, samples = self._run(model, start, before_batch)
+            with worker_deaths():
+                sums, samples = self._run(model, start, before_batch)
         finally:
             if was_training:
                 model.train()

@@ -82,7 +82,7 @@ def _may_change(key: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -
 
 def _flatten(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested mappings and lists, by their dotted paths."""
-    if isinstance(node, Mapping) and node:
+    if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _flatten(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, (list, tuple)) and any(

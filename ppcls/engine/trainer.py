@@ -14,7 +14,7 @@ import paddle
 from paddle import nn
 from paddle.optimizer import Optimizer
 
-from ppcls.data.loader import Batch, Loader
+from ppcls.data.loader import Batch, Loader, worker_deaths
 from ppcls.engine import guards, parallel, rank_state
 from ppcls.engine.checkpoint import Checkpointer, Progress
 from ppcls.engine.clock import Clock
@@ -131,10 +131,10 @@ class Trainer:
     def fit(self) -> Progress:
         """Train up to `epochs` or `max_steps`, saving and evaluating on the way.
 
-        Raises JobError when numbers are not finite or ranks disagree, and Stopped, with the state
-        saved, after SIGTERM or SIGINT.
+        Raises JobError when numbers are not finite, ranks disagree, a save failed or data loading
+        broke down, and Stopped, with the state saved, after SIGTERM or SIGINT.
         """
-        with self.stop.listening(), contextlib.closing(self.checkpointer):
+        with self.stop.listening(), contextlib.closing(self.checkpointer), worker_deaths():
             if self.progress.evaluation_due:
                 self._after_epoch()
             while self.progress.epoch < self.config.epochs and not self._is_over():

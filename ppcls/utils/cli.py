@@ -79,4 +79,9 @@ def run(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception:
+        # Many ranks end together: the run's own log tells which of them was the first, and why.
+        rank = f"rank {distributed.rank()}: " if distributed.world_size() > 1 else ""
+        logger.write_to_files(f"error: {rank}{traceback.format_exc()}")
+        raise
     return EXIT_OK

@@ -27,7 +27,7 @@ def add_file(path: Path) -> logging.Handler:
 
     Ranks above 0 write their errors there: the reason a job ended may be known to one of them only.
     """
-    handler = _formatted(logging.FileHandler(path, encoding="utf-8", delay=distributed.rank() > 0))
+    handler = _formatted(_LogFile(path, encoding="utf-8", delay=distributed.rank() > 0))
     handler.setLevel(logging.INFO if distributed.rank() == 0 else logging.ERROR)
     LOGGER.addHandler(handler)
     return handler
@@ -39,6 +39,16 @@ def write_to_files(message: str) -> None:
     for handler in LOGGER.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that says once that it cannot be written, where the standard one prints a
+    traceback for every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        print(f"{self.baseFilename}: the log goes on here only: {error}", file=sys.stderr)
+        LOGGER.removeHandler(self)
 
 
 def _formatted(handler: logging.Handler) -> logging.Handler:
