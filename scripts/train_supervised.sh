@@ -16,6 +16,9 @@
 # it too: they are passed on (SIGHUP as SIGTERM) and the command gets its time to save. The exit
 # code is always the command's last one. Whatever the command started is gone before it is run
 # again; processes that it moved to sessions of their own are found on Linux only.
+#
+# The command may be `bash scripts/train_multi_gpu.sh ...`; of a job on several hosts, supervise each
+# host's command, and they meet again. A command that hangs is not noticed.
 set -euo pipefail
 
 # Without scripts/_env.sh, which changes directory: the command's relative paths are the caller's.
