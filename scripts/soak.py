@@ -88,7 +88,7 @@ class Job:
             launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node"]
             launch += [str(self.processes), "--log_dir", str(self.output / "log"), *train]
             supervisor = str(ROOT / "scripts" / "train_supervised.sh")
-            options = ["--max-restarts", "1000", "--backoff", "0", "--"]
+            options = ["--max-restarts", "1000", "--backoff", "0", "--max-quick", "0", "--"]
             command = ["bash", supervisor, *options, *launch]
         with open(self.log, "ab") as log:
             return subprocess.Popen(

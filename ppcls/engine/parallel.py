@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import paddle
@@ -10,7 +12,9 @@ import paddle.distributed as dist
 from paddle import nn
 
 from ppcls.utils import distributed
-from ppcls.utils.errors import UserError
+from ppcls.utils.errors import JobError, UserError
+
+_LOST = re.compile(r"gloo|NCCL|TCPStore|TCP (receive|send) error", re.IGNORECASE)
 
 
 def select_device(name: str) -> str:
@@ -53,6 +57,21 @@ def wrap(model: nn.Layer) -> nn.Layer:
 
 def unwrap(model: nn.Layer) -> nn.Layer:
     return model._layers if isinstance(model, paddle.DataParallel) else model
+
+
+@contextlib.contextmanager
+def lost_ranks() -> Iterator[None]:
+    """Turn what a collective raises when another rank is gone into a JobError."""
+    try:
+        yield
+    except (RuntimeError, SystemError, ValueError) as error:
+        words = " ".join(str(error).split())
+        if distributed.world_size() == 1 or not _LOST.search(words):
+            raise
+        raise JobError(
+            "another process of the job has ended or does not answer; its log/workerlog.* has the "
+            f"reason ({words[-200:]})"
+        ) from error
 
 
 def sum_over_ranks(values: Mapping[str, float]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,9 +11,6 @@ import paddle
 import paddle.distributed as dist
 
 from ppcls.utils import distributed
-from ppcls.utils.errors import Stopped
-
-logger = logging.getLogger("ppcls")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -33,9 +29,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals for requests inside the block; a second one ends the process as usual.
+        """Take the signals for requests inside the block; a second SIGINT raises KeyboardInterrupt.
 
-        Only the main thread of a program can; elsewhere nothing changes.
+        Paddle's launcher sends SIGTERM six times, the last ones after seconds, so once it was heard
+        it does nothing more. Only the main thread of a program can listen.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -45,12 +42,13 @@ class StopRequest:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if not (self.is_heard and distributed.is_launched()):
+                    signal.signal(number, handler)
 
     def _hear(self, number: int, frame: object) -> None:
-        self._name = signal.Signals(number).name
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_DFL if each == signal.SIGTERM else _interrupt)
+        if self.is_heard and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._name = self._name or signal.Signals(number).name
 
     @property
     def is_heard(self) -> bool:
@@ -65,15 +63,6 @@ class StopRequest:
         dist.all_reduce(self._vote, op=dist.ReduceOp.MAX)
         return previous is not None and bool(previous.item() > 0)
 
-    def check(self) -> None:
-        """Raise Stopped if this rank got a signal, for work of which nothing needs saving."""
-        if self.is_heard:
-            raise Stopped(f"stopped by {self.reason}")
-
     @property
     def reason(self) -> str:
         return self._name or "a signal to another rank"
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

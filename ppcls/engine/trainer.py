@@ -134,14 +134,21 @@ class Trainer:
         Raises JobError when numbers are not finite, ranks disagree, a save failed or data loading
         broke down, and Stopped, with the state saved, after SIGTERM or SIGINT.
         """
-        with self.stop.listening(), contextlib.closing(self.checkpointer), worker_deaths():
-            if self.progress.evaluation_due:
-                self._after_epoch()
-            while self.progress.epoch < self.config.epochs and not self._is_over():
-                self._train_epoch(self.progress.epoch)
-                self._end_epoch()
-                self._after_epoch()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.stop.listening())
+            stack.enter_context(contextlib.closing(self.checkpointer))
+            stack.enter_context(worker_deaths())
+            stack.enter_context(parallel.lost_ranks())
+            self._fit()
         return self.progress
+
+    def _fit(self) -> None:
+        if self.progress.evaluation_due:
+            self._after_epoch()
+        while self.progress.epoch < self.config.epochs and not self._is_over():
+            self._train_epoch(self.progress.epoch)
+            self._end_epoch()
+            self._after_epoch()
 
     def summary(self, progress: Progress) -> dict[str, Any]:
         """What `tools/train.py` reports at the end, and its log line."""

@@ -144,13 +144,28 @@ def test_a_signal_during_an_evaluation_ends_it_and_it_is_done_again(tmp_path):
     assert_same_end((folder, second), (tmp_path / "whole", whole))
 
 
-def test_a_second_signal_ends_the_process_at_once():
+def test_a_second_ctrl_c_interrupts_and_a_second_sigterm_does_not():
+    request = StopRequest()
+    with request.listening():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert request.is_heard and request.agreed() and request.reason == "SIGTERM"
     request = StopRequest()
     with request.listening():
         os.kill(os.getpid(), signal.SIGINT)
-        assert request.is_heard and request.agreed() and request.reason == "SIGINT"
+        assert request.agreed() and request.reason == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_under_the_launcher_late_signals_do_no_harm(monkeypatch):
+    """It goes on sending SIGTERM while the process already ends."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
+    with StopRequest().listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_a_thread_listens_to_nobody():
