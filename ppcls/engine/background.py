@@ -18,6 +18,7 @@ class BackgroundWriter:
         self._most_waiting = most_waiting  # each holds a copy of the whole state
         self._executor: ThreadPoolExecutor | None = None
         self._jobs: deque[Future] = deque()
+        self._has_failed = False
 
     def submit(self, job: Callable[[], object]) -> None:
         """Run `job` soon. Waits while there are more than `most_waiting` before it."""
@@ -26,7 +27,16 @@ class BackgroundWriter:
             self._take_first()
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._jobs.append(self._executor.submit(job))
+        self._jobs.append(self._executor.submit(self._run, job))
+
+    def _run(self, job: Callable[[], object]) -> None:
+        if self._has_failed:
+            return
+        try:
+            job()
+        except BaseException:
+            self._has_failed = True
+            raise
 
     def check(self) -> None:
         """Raise the error of a job that has failed. Never waits."""
@@ -39,12 +49,7 @@ class BackgroundWriter:
             self._take_first()
 
     def _take_first(self) -> None:
-        try:
-            self._jobs.popleft().result()
-        except BaseException:
-            for job in self._jobs:
-                job.cancel()
-            raise
+        self._jobs.popleft().result()
 
     def close(self) -> None:
         """Finish the jobs; a later `submit` starts anew."""
@@ -52,5 +57,5 @@ class BackgroundWriter:
             self.wait()
         finally:
             if self._executor is not None:
-                self._executor.shutdown(cancel_futures=True)
+                self._executor.shutdown()
                 self._executor = None

@@ -55,13 +55,17 @@ class StopRequest:
         """Whether this rank got a signal."""
         return bool(self._name)
 
-    def agreed(self) -> bool:
-        """Whether all ranks stop after this step; to be asked once per step by every rank."""
+    def agreed(self, *, wait: bool = False) -> bool:
+        """Whether all ranks stop after this step; to be asked once per step by every rank.
+
+        wait: count the votes of this moment too, though it takes the ranks to meet.
+        """
         if distributed.world_size() == 1:
             return self.is_heard
         previous, self._vote = self._vote, paddle.to_tensor([float(self.is_heard)])
         dist.all_reduce(self._vote, op=dist.ReduceOp.MAX)
-        return previous is not None and bool(previous.item() > 0)
+        read = self._vote if wait else previous
+        return read is not None and bool(read.item() > 0)
 
     @property
     def reason(self) -> str:

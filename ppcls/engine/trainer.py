@@ -215,7 +215,7 @@ class Trainer:
         step, config = self.progress.global_step, self.config
         if config.check_ranks_interval and step % config.check_ranks_interval == 0:
             guards.check_ranks_agree(self.model, self._place())
-        self._is_stopping = self.stop.agreed() or self._is_stopping
+        self._is_stopping = self.stop.agreed(wait=is_last) or self._is_stopping
         if is_last:
             return  # the epoch's own end saves
         if self._is_stopping:

@@ -7,9 +7,12 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+PYTHON = sys.executable
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "HarDNet"
 DIGITS = CONFIGS / "HarDNet39_ds_digits.yaml"
@@ -33,11 +36,21 @@ def environment(threads: int = 1) -> dict[str, str]:
     return kept | {"PPCLS_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
 
 
-def start(cwd: Path, *argv: object) -> subprocess.Popen:
+def start(
+    cwd: Path, *argv: object, variables: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen:
+    """Start Python with `argv`."""
+    return start_shell(cwd, PYTHON, *argv, variables=variables)
+
+
+def start_shell(
+    cwd: Path, *argv: object, variables: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen:
+    """Start a command, with `variables` added to its environment."""
     return subprocess.Popen(
-        [sys.executable, *map(str, argv)],
+        [*map(str, argv)],
         cwd=cwd,
-        env=environment(),
+        env=environment() | dict(variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
