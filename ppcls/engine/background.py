@@ -58,4 +58,4 @@ class BackgroundWriter:
         finally:
             if self._executor is not None:
                 self._executor.shutdown()
-                self._executor = None
+                self._executor, self._has_failed = None, False

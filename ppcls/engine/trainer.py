@@ -146,7 +146,7 @@ class Trainer:
         if self.progress.evaluation_due:
             self._after_epoch()
         while self.progress.epoch < self.config.epochs and not self._is_over():
-            self._train_epoch(self.progress.epoch)
+            self.train_epoch(self.progress.epoch)
             self._end_epoch()
             self._after_epoch()
 
@@ -181,7 +181,8 @@ class Trainer:
         before = self.progress.global_step - self.progress.step
         return min(self.steps_per_epoch, self.config.max_steps - before)
 
-    def _train_epoch(self, epoch: int) -> None:
+    def train_epoch(self, epoch: int) -> None:
+        """Train the steps that are left of epoch number `epoch`, counted from 0."""
         self.network.train()
         self.loader.sampler.set_epoch(epoch)
         steps = self._steps_of_epoch()

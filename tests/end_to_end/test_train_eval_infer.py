@@ -1,8 +1,10 @@
 """One process: train, evaluate, classify, and what each leaves behind."""
 
+import importlib
 import json
 import re
 
+import numpy as np
 import pytest
 import running
 import yaml
@@ -184,3 +186,24 @@ def test_a_broken_image_may_be_skipped(workspace, short):
     assert re.search(r"\[Train\]\[Epoch 1/1\]\[Avg\].*, skipped: 2\n", log), str(run)
     evaluation = running.records(folder, "eval")[0]
     assert evaluation["samples"] == 4 and evaluation["skipped"] == 1
+
+
+def test_stock_paddleclas_takes_our_weights(weights):
+    """`paddle.load` and `set_state_dict` on the wheel's network, which must compute the same."""
+    pytest.importorskip("paddleclas")
+    import paddle
+
+    from ppcls.arch import create_model
+    from ppcls.utils.pdparams import load_paddle_state_dict
+
+    stock = importlib.import_module("paddleclas.ppcls.arch.backbone.model_zoo.hardnet")
+    theirs = stock.HarDNet39_ds(class_num=10)
+    missing, unexpected = theirs.set_state_dict(paddle.load(str(weights)))
+    assert (missing, unexpected) == ([], [])
+    ours = create_model("HarDNet39_ds", class_num=10)
+    ours.set_state_dict(
+        {n: paddle.to_tensor(a) for n, a in load_paddle_state_dict(weights).items()}
+    )
+    images = paddle.to_tensor(np.random.default_rng(0).standard_normal((2, 3, 64, 64), "float32"))
+    theirs.eval(), ours.eval()
+    np.testing.assert_allclose(theirs(images).numpy(), ours(images).numpy(), rtol=0, atol=1e-5)
