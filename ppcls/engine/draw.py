@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +32,14 @@ def class_color(label: int) -> Color:
 def draw_detections(
     image: np.ndarray | Image.Image,
     detections: Detections,
-    names: Mapping[int, str],
+    names: Sequence[str],
     threshold: float = 0.5,
 ) -> Image.Image:
     """Return a copy of an image with its detections on it, the best one on top.
 
     image: HWC uint8 RGB, or a picture. detections: boxes in its pixels; what reaches over the edge
-    is cut. names: of the labels; one without a name shows its number. threshold: only scores of at
-    least this are shown.
+    is cut. names: of the labels, the background first; a label beyond them shows its number.
+    threshold: only scores of at least this are shown.
     """
     picture = _as_picture(image).copy()
     canvas = ImageDraw.Draw(picture)
@@ -52,7 +52,8 @@ def draw_detections(
     for box, label in zip(corners, labels, strict=True):
         canvas.rectangle(box, outline=class_color(label), width=line)
     for i, box, label in zip(shown, corners, labels, strict=True):
-        text = f"{names.get(label, label)} {detections.scores[i]:.2f}"
+        name = names[label] if label < len(names) else label
+        text = f"{name} {detections.scores[i]:.2f}"
         tag = _fitted(text_tag(text, text_height, class_color(label)), picture.size)
         picture.paste(tag, _tag_place(box, tag.size, picture.size))
     return picture

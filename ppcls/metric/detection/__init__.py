@@ -13,8 +13,9 @@ from ppcls.metric.detection.registry import (
     build_detection_metrics,
 )
 from ppcls.metric.detection.types import (
+    AnnotatedImages,
+    CocoImages,
     Detections,
-    GroundTruth,
     Objects,
     no_detections,
     split_rows,
@@ -23,11 +24,12 @@ from ppcls.metric.detection.voc_map import VOCMetric, VocResult, voc_map, write_
 
 __all__ = [
     "DETECTION_METRICS",
+    "AnnotatedImages",
     "COCOMetric",
+    "CocoImages",
     "CocoResult",
     "DetectionMetric",
     "Detections",
-    "GroundTruth",
     "Objects",
     "VOCMetric",
     "VocResult",

@@ -12,7 +12,7 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppcls.metric.detection.registry import DETECTION_METRICS
-from ppcls.metric.detection.types import Detections, GroundTruth, image_order
+from ppcls.metric.detection.types import CocoImages, Detections, image_order
 from ppcls.utils.errors import ConfigError, DataError, UserError
 from ppcls.utils.fileio import atomic_write_text
 
@@ -57,32 +57,31 @@ class CocoResult:
 class COCOMetric:
     """The twelve numbers of COCO, for a data set that was read from a COCO annotation file.
 
-    plus_one: see `coco_results`. Raises UserError when pycocotools is not installed.
+    plus_one: see `coco_results`; null follows the data set's reading of boxes (`official_quirks`).
+    Raises UserError when pycocotools is not installed.
     """
 
     names = list(STAT_NAMES)
 
-    def __init__(self, plus_one: bool = True) -> None:
+    def __init__(self, plus_one: bool | None = None) -> None:
         _import_pycocotools()  # now, and not after hours of training
         self.plus_one = plus_one
 
     def evaluate(
-        self, detections: Mapping[int, Detections], ground_truth: GroundTruth
+        self, detections: Mapping[int, Detections], images: CocoImages
     ) -> dict[str, float]:
         """Return `names`, then `AP/<category>`; see `DetectionMetric`.
 
         The true objects come from the annotation file itself, with their areas and crowd flags.
         """
-        if ground_truth.anno_path is None:
+        if getattr(images, "anno_path", None) is None:
             raise ConfigError(
-                "COCOMetric: expected a data set with a COCO annotation file, found one without; "
-                "use VOCMetric"
+                "COCOMetric: expected a data set with a COCO annotation file, got a "
+                f"{type(images).__name__}; use VOCMetric"
             )
-        order = image_order(detections, ground_truth)
-        by_id = {ground_truth.image_id(i): detections[i] for i in order}
-        result = coco_ap(
-            ground_truth.anno_path, ground_truth.category_ids, by_id, plus_one=self.plus_one
-        )
+        plus_one = images.official_quirks if self.plus_one is None else self.plus_one
+        by_id = {images.image_ids[i]: detections[i] for i in image_order(detections, images)}
+        result = coco_ap(images.anno_path, images.category_ids, by_id, plus_one=plus_one)
         logger.info("COCO, %d images:\n%s", result.images, result.table())
         logger.debug("%s", result.summary)
         return result.stats | {f"AP/{name}": value for name, value in result.per_class.items()}
@@ -90,16 +89,17 @@ class COCOMetric:
 
 def coco_ap(
     annotations: str | Path | COCO,
-    category_ids: Mapping[int, int],
+    category_ids: Sequence[int],
     detections: Mapping[Any, Detections],
     *,
     plus_one: bool = True,
 ) -> CocoResult:
     """Judge detections by the annotations of the same images.
 
-    annotations: a COCO annotation file, or pycocotools' object. category_ids: label -> category id;
-    other categories are left out. detections: by image id; exactly these images are judged, so one
-    in which nothing was found needs an entry too. plus_one: see `coco_results`.
+    annotations: a COCO annotation file, or pycocotools' object. category_ids: the category id of
+    each label, that of the background first and unused; other categories are left out. detections:
+    by image id; exactly these images are judged, so one in which nothing was found needs an entry
+    too. plus_one: see `coco_results`.
 
     Raises UserError when pycocotools is not installed, DataError for a file that cannot be used.
     """
@@ -108,7 +108,7 @@ def coco_ap(
         content, where = read_annotations(annotations), str(annotations)
     else:
         content, where = annotations.dataset, "annotations"
-    truth = restrict(content, detections, set(category_ids.values()), where)
+    truth = restrict(content, detections, _known(category_ids), where)
     found = {**truth, "annotations": _as_annotations(detections, category_ids, plus_one)}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -128,7 +128,7 @@ def coco_ap(
 
 def coco_results(
     detections: Mapping[Any, Detections],
-    category_ids: Mapping[int, int],
+    category_ids: Sequence[int],
     *,
     plus_one: bool = True,
 ) -> list[dict[str, Any]]:
@@ -145,15 +145,10 @@ def coco_results(
         corners = np.asarray(boxes, np.float64).reshape(-1, 4)
         sizes = corners[:, 2:] - corners[:, :2] + offset
         xywh = np.concatenate([corners[:, :2], sizes], axis=1).tolist()
-        for label, score, bbox in zip(labels.tolist(), scores.tolist(), xywh, strict=True):
-            results.append(
-                {
-                    "image_id": _plain(image_id),
-                    "category_id": category_ids[label],
-                    "bbox": bbox,
-                    "score": score,
-                }
-            )
+        categories = np.asarray(category_ids)[labels].tolist()
+        for category, score, bbox in zip(categories, scores.tolist(), xywh, strict=True):
+            name = {"image_id": _plain(image_id), "category_id": category}
+            results.append({**name, "bbox": bbox, "score": score})
     return results
 
 
@@ -216,6 +211,10 @@ def restrict(
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
+def _known(category_ids: Sequence[int]) -> set[int]:
+    return {int(number) for number in category_ids[1:]}
+
+
 def _annotation(row: Mapping[str, Any], number: int, where: str) -> dict[str, Any]:
     bbox = row.get("bbox")
     try:
@@ -249,7 +248,7 @@ def _import_pycocotools() -> tuple[Any, Any]:
 
 
 def _as_annotations(
-    detections: Mapping[Any, Detections], category_ids: Mapping[int, int], plus_one: bool
+    detections: Mapping[Any, Detections], category_ids: Sequence[int], plus_one: bool
 ) -> list[dict[str, Any]]:
     """Return results with what pycocotools' own `loadRes` adds; that one refuses an empty list."""
     rows = coco_results(detections, category_ids, plus_one=plus_one)

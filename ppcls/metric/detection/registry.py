@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ppcls.metric.detection.types import Detections, GroundTruth
+from ppcls.metric.detection.types import AnnotatedImages, Detections
 from ppcls.utils import schema
 from ppcls.utils.errors import ConfigError
 from ppcls.utils.registry import Registry
@@ -19,7 +19,7 @@ class DetectionMetric(Protocol):
     names: list[str]  # the numbers worth a log line; the first one chooses the best model
 
     def evaluate(
-        self, detections: Mapping[int, Detections], ground_truth: GroundTruth
+        self, detections: Mapping[int, Detections], images: AnnotatedImages
     ) -> dict[str, float]:
         """Judge the images `detections` has an entry for; keys are indices of the data set.
 

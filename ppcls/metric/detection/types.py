@@ -21,27 +21,31 @@ class Detections(NamedTuple):
 class Objects(NamedTuple):
     """The annotated objects of one image. Boxes are corners in pixels of the original image."""
 
-    labels: np.ndarray  # [n] int64, 1 and above
     boxes: np.ndarray  # [n, 4] float32: x1, y1, x2, y2
+    labels: np.ndarray  # [n] int64, 1 and above
     difficult: np.ndarray  # [n] bool: VOC's difficult objects
     crowd: np.ndarray  # [n] bool: COCO's regions of many objects
 
 
-class GroundTruth(Protocol):
+class AnnotatedImages(Protocol):
     """What a metric asks of a data set. Images are known by their index in it."""
 
-    class_names: Sequence[str]  # of the labels 1, 2...: the background has no name
-    category_ids: Mapping[int, int]  # label -> COCO's category id
-    anno_path: str | None  # COCO's annotation file, where there is one
+    class_names: Sequence[str]  # [class_num], the background first
+    image_ids: Sequence[int | str]  # what the annotations call each image
+    official_quirks: bool  # corners are the first and last pixel's numbers, not their outer edges
 
     def __len__(self) -> int:
         """Return the number of images."""
 
-    def image_id(self, index: int) -> int | str:
-        """Return what the annotations call an image."""
-
-    def objects(self, index: int) -> Objects:
+    def ground_truth(self, index: int) -> Objects:
         """Return the annotated objects of an image."""
+
+
+class CocoImages(AnnotatedImages, Protocol):
+    """A data set that was read from a COCO annotation file."""
+
+    anno_path: str
+    category_ids: Sequence[int]  # [class_num], COCO's ids; anything for the background
 
 
 def no_detections() -> Detections:
@@ -71,8 +75,8 @@ def split_rows(
     }
 
 
-def image_order(detections: Mapping[int, Detections], ground_truth: GroundTruth) -> list[int]:
+def image_order(detections: Mapping[int, Detections], images: AnnotatedImages) -> list[int]:
     """Return the images `detections` has an entry for, in the order of the data set."""
     indices = sorted(detections)
-    assert not indices or 0 <= indices[0] <= indices[-1] < len(ground_truth), "unknown image"
+    assert not indices or 0 <= indices[0] <= indices[-1] < len(images), "unknown image"
     return indices

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ppcls.metric.detection.registry import DETECTION_METRICS
-from ppcls.metric.detection.types import Detections, GroundTruth, Objects, image_order
+from ppcls.metric.detection.types import AnnotatedImages, Detections, Objects, image_order
 from ppcls.utils.errors import DataError
 from ppcls.utils.fileio import atomic_write_text
 
@@ -56,7 +56,8 @@ class VOCMetric:
         metric: `11point` is the mean of the best precision at recalls 0, 0.1 ... 1 (VOC 2007),
             `area` the area under the curve of best precisions (VOC 2010 and later).
         iou: two boxes meet when their IoU is above this.
-        plus_one: a box from pixel x1 to x2 is x2 - x1 + 1 wide, as VOC counts.
+        plus_one: a box is x2 - x1 + 1 wide, as VOC counts from pixel to pixel; null does so for a
+            data set whose corners are pixel numbers (its `official_quirks`), not outer edges.
         official_quirks: judge what the official result files hold, scores of 3 decimals and
             coordinates of 1, and compare recalls as floating-point numbers.
 
@@ -69,7 +70,7 @@ class VOCMetric:
         self,
         metric: Metric = "11point",
         iou: float = 0.5,
-        plus_one: bool = True,
+        plus_one: bool | None = None,
         official_quirks: bool = False,
     ) -> None:
         if not 0 <= iou < 1:
@@ -80,15 +81,15 @@ class VOCMetric:
         self.official_quirks = official_quirks
 
     def evaluate(
-        self, detections: Mapping[int, Detections], ground_truth: GroundTruth
+        self, detections: Mapping[int, Detections], images: AnnotatedImages
     ) -> dict[str, float]:
         """Return `mAP`, then `AP/<class>`; see `DetectionMetric`."""
         result = voc_map(
             detections,
-            ground_truth,
+            images,
             metric=self.metric,
             iou=self.iou,
-            plus_one=self.plus_one,
+            plus_one=images.official_quirks if self.plus_one is None else self.plus_one,
             official_quirks=self.official_quirks,
         )
         logger.info("VOC (%s), %d images:\n%s", self.metric, result.images, result.table())
@@ -97,7 +98,7 @@ class VOCMetric:
 
 def voc_map(
     detections: Mapping[int, Detections],
-    ground_truth: GroundTruth,
+    images: AnnotatedImages,
     *,
     metric: Metric = "11point",
     iou: float = 0.5,
@@ -108,22 +109,22 @@ def voc_map(
 
     Crowds, which only COCO has, are treated as difficult objects.
     """
-    names = list(ground_truth.class_names)
-    positives = np.zeros(len(names) + 1, np.int64)
+    names = images.class_names
+    positives = np.zeros(len(names), np.int64)
     parts = [_no_pairs()]
     seen = 0  # objects of the images before
-    for index in image_order(detections, ground_truth):
-        found, objects = detections[index], ground_truth.objects(index)
+    for index in image_order(detections, images):
+        found, objects = detections[index], images.ground_truth(index)
         if official_quirks:
-            found, objects = _as_in_files(found, objects)
-        parts.append(_pair(found, objects, iou, plus_one, seen))
+            found, objects = _as_in_files(found, objects, plus_one)
+        parts.append(_pair(found, objects, iou, plus_one or official_quirks, seen))
         seen += len(objects.labels)
         needed = objects.labels[~(objects.difficult | objects.crowd)]
         positives += np.bincount(needed, minlength=len(positives))
     pairs = Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     per_class = {
         name: _class_ap(pairs, label, int(positives[label]), metric, official_quirks)
-        for label, name in enumerate(names, 1)
+        for label, name in enumerate(names[1:], 1)
     }
     known = [ap for ap in per_class.values() if not np.isnan(ap)]
     mean = float(np.mean(known)) if known else float("nan")
@@ -207,34 +208,43 @@ def average_precision(
     return float(np.append(best, 0.0)[starts].sum() / 11)
 
 
-def _as_in_files(found: Detections, objects: Objects) -> tuple[Detections, Objects]:
-    """Return what official result and annotation files say: counted from 1, and rounded."""
+def _as_in_files(found: Detections, objects: Objects, plus_one: bool) -> tuple[Detections, Objects]:
+    """Return what official result and annotation files say: pixels counted from 1, and rounded."""
     scores = np.char.mod("%.3f", found.scores.astype(np.float64)).astype(np.float64)
-    corners = (found.boxes + np.float32(1)).astype(np.float64)
+    corners = _from_one(found.boxes, plus_one).astype(np.float64)
     boxes = np.char.mod("%.1f", corners).astype(np.float64)
-    return Detections(found.labels, scores, boxes), objects._replace(boxes=objects.boxes + 1)
+    return (
+        Detections(found.labels, scores, boxes),
+        Objects(_from_one(objects.boxes, plus_one), *objects[1:]),
+    )
+
+
+def _from_one(boxes: np.ndarray, plus_one: bool) -> np.ndarray:
+    """Return corners as numbers of the first and last pixel, the first of the image being 1."""
+    return boxes + np.array([1, 1, plus_one, plus_one], np.float32)
 
 
 def write_voc_results(
-    folder: str | Path, detections: Mapping[int, Detections], ground_truth: GroundTruth
+    folder: str | Path, detections: Mapping[int, Detections], images: AnnotatedImages
 ) -> None:
     """Write VOC's `comp4_det_test_<class>.txt`, a file per class, into an existing folder.
 
     Each line is `image score x1 y1 x2 y2`: a score of 3 decimals, corners of 1, counted from 1.
     """
-    order = image_order(detections, ground_truth)
-    for label, name in enumerate(ground_truth.class_names, 1):
+    for name in images.class_names[1:]:
         if "/" in name or "\\" in name:
             raise DataError(f"class {name!r}: expected a name that can be part of a file name")
+    order = image_order(detections, images)
+    for label, name in enumerate(images.class_names[1:], 1):
         lines = [
-            f"{ground_truth.image_id(i)} {score:.3f} {x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}\n"
+            f"{images.image_ids[i]} {score:.3f} {x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}\n"
             for i in order
-            for score, (x1, y1, x2, y2) in _of_class(detections[i], label)
+            for score, (x1, y1, x2, y2) in _of_class(detections[i], label, images.official_quirks)
         ]
         atomic_write_text(Path(folder) / f"comp4_det_test_{name}.txt", "".join(lines))
 
 
-def _of_class(found: Detections, label: int) -> list[tuple[float, list[float]]]:
+def _of_class(found: Detections, label: int, plus_one: bool) -> list[tuple[float, list[float]]]:
     chosen = found.labels == label
-    corners = found.boxes[chosen] + np.float32(1)
+    corners = _from_one(found.boxes[chosen], plus_one)
     return list(zip(found.scores[chosen].tolist(), corners.tolist(), strict=True))
