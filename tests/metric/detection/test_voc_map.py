@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from made_up import Images, found, objects, random_detections, random_images
+from made_up_detections import Images, found, objects, random_detections, random_images
 
 from ppcls.metric.detection import VOCMetric, build_detection_metrics, voc_map, write_voc_results
 from ppcls.metric.detection.voc_map import average_precision, box_iou
