@@ -81,6 +81,7 @@ class COCOMetric:
             )
         plus_one = images.official_quirks if self.plus_one is None else self.plus_one
         by_id = {images.image_ids[i]: detections[i] for i in image_order(detections, images)}
+        logger.info("COCO: judging %d images, which may take minutes", len(by_id))
         result = coco_ap(images.anno_path, images.category_ids, by_id, plus_one=plus_one)
         logger.info("COCO, %d images:\n%s", result.images, result.table())
         logger.debug("%s", result.summary)

@@ -66,14 +66,15 @@ def random_boxes(rng, n):
 
 
 def random_detections(images, seed, scores=20):
-    """Near and exact hits, doubles and noise; only `scores` different scores, so many ties."""
+    """Near hits, doubles, wrong classes and noise; only `scores` different scores, so many ties."""
     rng = np.random.default_rng(seed)
     result = {}
     for index, truth in enumerate(images.truth):
         picked = rng.integers(0, len(truth.labels), 9) if len(truth.labels) else np.zeros(0, int)
         near = truth.boxes[picked] + rng.integers(-9, 10, (len(picked), 4))
         far = random_boxes(rng, int(rng.integers(0, 4)))
-        labels = [truth.labels[picked], rng.integers(1, len(images.class_names), len(far))]
+        kinds = np.where(rng.random(len(picked)) < 0.8, truth.labels[picked], 1)
+        labels = [kinds, rng.integers(1, len(images.class_names), len(far))]
         boxes = np.concatenate([near, far]).astype(np.float32)
         boxes[:, 2:] = np.maximum(boxes[:, :2], boxes[:, 2:])
         points = (rng.integers(0, scores, len(boxes)) / scores).astype(np.float32)

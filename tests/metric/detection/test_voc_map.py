@@ -67,6 +67,15 @@ def test_a_hit_belongs_to_the_object_of_the_largest_overlap():
     assert ap_of_cats(detections, images, metric="area") == 0.5
 
 
+def test_objects_of_other_classes_do_not_count():
+    """The dog is where the cat was found, and overlaps more."""
+    images = Images([objects((1, 0, 0, 9, 8), (2, 0, 0, 9, 9))])
+    detections = {0: found((1, 0.9, 0, 0, 9, 9))}
+    result = voc_map(detections, images)
+    assert result.per_class == {"cat": 1.0, "dog": 0.0}
+    assert ap_of_cats(detections, Images([objects((2, *A), (1, *B))])) == 0.0
+
+
 def test_pixels_are_counted_or_measured():
     """4 of 6 pixels; as measured lengths, 1 of 2."""
     detections, truth = {0: found((1, 0.5, 0, 0, 1, 1))}, [objects((1, 0, 0, 1, 2))]
