@@ -1,0 +1,165 @@
+"""Pictures of detections: boxes with class names and scores, and sheets of several pictures."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ppcls.metric.detection import Detections
+from ppcls.utils.errors import UserError
+from ppcls.utils.fileio import atomic_write
+
+Color = tuple[int, int, int]
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+_GOLDEN = 0.6180339887498949  # its multiples, modulo 1, never come close to each other
+_BITMAP_HEIGHT = 11  # pixels of the font every Pillow has
+
+
+def class_color(label: int) -> Color:
+    """Return a class's RGB colour: always the same, and neighbours far apart."""
+    hue = label * _GOLDEN % 1.0
+    value = (1.0, 0.8, 0.9)[label % 3]
+    saturation = (0.85, 0.95, 0.6)[label % 3]
+    red, green, blue = (round(255 * x) for x in colorsys.hsv_to_rgb(hue, saturation, value))
+    return red, green, blue
+
+
+def draw_detections(
+    image: np.ndarray | Image.Image,
+    detections: Detections,
+    names: Sequence[str],
+    threshold: float = 0.5,
+) -> Image.Image:
+    """Return a copy of an image with its detections on it, the best one on top.
+
+    image: HWC uint8 RGB, or a picture. detections: boxes in its pixels; what reaches over the edge
+    is cut. names: of the labels, the background first; a label beyond them shows its number.
+    threshold: only scores of at least this are shown.
+    """
+    picture = _as_picture(image).copy()
+    canvas = ImageDraw.Draw(picture)
+    shown = np.flatnonzero(detections.scores >= threshold)
+    shown = shown[np.argsort(detections.scores[shown], kind="stable")]
+    line = max(2, round(max(picture.size) / 320))
+    text_height = max(12, round(max(picture.size) / 40))
+    corners = [_inside(detections.boxes[i], picture.size) for i in shown]
+    labels = [int(detections.labels[i]) for i in shown]
+    for box, label in zip(corners, labels, strict=True):
+        canvas.rectangle(box, outline=class_color(label), width=line)
+    for i, box, label in zip(shown, corners, labels, strict=True):
+        name = names[label] if label < len(names) else label
+        text = f"{name} {detections.scores[i]:.2f}"
+        tag = _fitted(text_tag(text, text_height, class_color(label)), picture.size)
+        picture.paste(tag, _tag_place(box, tag.size, picture.size))
+    return picture
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray | Image.Image],
+    columns: int,
+    cell: tuple[int, int] = (320, 240),
+    gap: int = 8,
+    background: Color = (255, 255, 255),
+) -> Image.Image:
+    """Return a grid of pictures, row by row, each as large as its cell allows, and centred.
+
+    cell: width and height in pixels. gap: pixels around every cell. Raises ValueError for no image.
+    """
+    if not images or columns < 1:
+        raise ValueError(f"expected an image and a column, got {len(images)} and {columns}")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    step = cell[0] + gap, cell[1] + gap
+    sheet = Image.new("RGB", (gap + columns * step[0], gap + rows * step[1]), background)
+    for number, image in enumerate(images):
+        picture = _as_picture(image)
+        scale = min(cell[0] / picture.width, cell[1] / picture.height)
+        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        row, column = divmod(number, columns)
+        left = gap + column * step[0] + (cell[0] - size[0]) // 2
+        top = gap + row * step[1] + (cell[1] - size[1]) // 2
+        sheet.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture as PNG or JPEG, by the name's suffix; a half-written file is never left.
+
+    Raises UserError for another suffix, and where nothing can be written.
+    """
+    kind = _FORMATS.get(Path(path).suffix.lower())
+    if kind is None:
+        raise UserError(f"{path}: expected a name that ends in {', '.join(_FORMATS)}")
+    options = {"quality": 92, "subsampling": 0} if kind == "JPEG" else {}
+    atomic_write(path, lambda file: picture.save(file, format=kind, **options))
+
+
+def text_tag(text: str, height: int, color: Color) -> Image.Image:
+    """Return text on a ground of `color`, in black or white, whichever is easier to read.
+
+    height: pixels of the font. Letters the font lacks appear as it shows them.
+    """
+    luminance = np.dot(color, (0.299, 0.587, 0.114))
+    ink = (0, 0, 0) if luminance > 140 else (255, 255, 255)
+    mask = _text_mask(text, height)
+    pad = max(1, height // 6)
+    tag = Image.new("RGB", (mask.width + 2 * pad, mask.height + 2 * pad), color)
+    tag.paste(ink, (pad, pad), mask)
+    return tag
+
+
+def _text_mask(text: str, height: int) -> Image.Image:
+    """Return the letters as an "L" picture, 255 where there is ink."""
+    try:
+        font = ImageFont.load_default(size=height)
+    except (TypeError, ImportError, OSError):  # Pillow < 10.1, or one without FreeType
+        return _bitmap_mask(text, height)
+    left, _, right, _ = font.getbbox(text)
+    ascent, descent = font.getmetrics()
+    mask = Image.new("L", (max(1, right - min(left, 0)), ascent + descent))
+    ImageDraw.Draw(mask).text((-min(left, 0), 0), text, font=font, fill=255)
+    return mask
+
+
+def _bitmap_mask(text: str, height: int) -> Image.Image:
+    """`_text_mask` in the one size every Pillow has, enlarged by a whole number."""
+    font = ImageFont.load_default()
+    text = text.encode("latin-1", "replace").decode("latin-1")  # it has no other letters
+    _, _, right, bottom = font.getbbox(text)
+    mask = Image.new("L", (max(1, right), max(1, bottom)))
+    ImageDraw.Draw(mask).text((0, 0), text, font=font, fill=255)
+    factor = max(1, round(height / _BITMAP_HEIGHT))
+    return mask.resize((mask.width * factor, mask.height * factor), Image.Resampling.NEAREST)
+
+
+def _fitted(tag: Image.Image, limit: tuple[int, int]) -> Image.Image:
+    """Return a tag made smaller if it is larger than the picture."""
+    scale = min(1.0, limit[0] / tag.width, limit[1] / tag.height)
+    if scale == 1.0:
+        return tag
+    return tag.resize((max(1, int(tag.width * scale)), max(1, int(tag.height * scale))))
+
+
+def _tag_place(box: list[int], tag: tuple[int, int], picture: tuple[int, int]) -> tuple[int, int]:
+    """Return where a tag goes: above its box, else just inside its top, never over an edge."""
+    left, top, *_ = box
+    above = top - tag[1] + 1
+    return min(left, picture[0] - tag[0]), min(above if above >= 0 else top, picture[1] - tag[1])
+
+
+def _inside(box: np.ndarray, size: tuple[int, int]) -> list[int]:
+    """Return a box in whole pixels, cut at the picture's edges."""
+    limits = np.array([size[0] - 1, size[1] - 1] * 2)
+    corners = np.clip(np.nan_to_num(box.astype(np.float64)), 0, limits).round().astype(int)
+    corners[2:] = np.maximum(corners[:2], corners[2:])
+    return corners.tolist()
+
+
+def _as_picture(image: np.ndarray | Image.Image) -> Image.Image:
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    return picture.convert("RGB")
