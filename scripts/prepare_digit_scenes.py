@@ -238,7 +238,8 @@ def write_set(folder: Path, options: Options) -> None:
     (folder / "annotations").mkdir()
     for half, source in load_sources().items():
         write_half(folder, half, source, options)
-    (folder / "label_list.txt").write_text("".join(f"{name}\n" for name in DIGITS), encoding="utf-8")
+    names = "".join(f"{name}\n" for name in DIGITS)
+    (folder / "label_list.txt").write_text(names, encoding="utf-8")
 
 
 def is_complete(folder: Path, options: Options) -> bool:
