@@ -22,7 +22,6 @@ import colorsys
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,8 +64,9 @@ class Scene(NamedTuple):
     labels: list[int]
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
+    """Scenes of each half, pixels of their side, most digits in one, and the seed."""
+
     train: int
     val: int
     size: int
@@ -219,7 +219,7 @@ def write_half(folder: Path, half: str, source: Source, options: Options) -> Non
                 }
             )
     content = {
-        "info": {"description": f"digit scenes, {half}", "options": vars(options)},
+        "info": {"description": f"digit scenes, {half}", "options": options._asdict()},
         "images": images,
         "annotations": annotations,
         "categories": [
@@ -252,7 +252,7 @@ def is_complete(folder: Path, options: Options) -> bool:
         except (OSError, ValueError, KeyError, TypeError):
             return False
         paths = [folder / half / name for name in names]
-        if made_with != vars(options) or len(names) != getattr(options, half):
+        if made_with != options._asdict() or len(names) != getattr(options, half):
             return False
         if not all(path.is_file() and path.stat().st_size for path in paths):
             return False
@@ -282,7 +282,7 @@ def command(args: argparse.Namespace) -> dict[str, Any]:
             f"{folder}: wrote {options.train} training and {options.val} validation scenes of "
             f"{options.size}x{options.size}"
         )
-    return {"folder": str(folder), "classes": len(DIGITS), **vars(options)}
+    return {"folder": str(folder), "classes": len(DIGITS), **options._asdict()}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import reprlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from ppcls.utils.errors import DataError, UserError
 from ppcls.utils.fileio import map_file
 
 Box = tuple[float, float, float, float]
+
+_UNUSABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, halves of characters
 
 
 class Image(NamedTuple):
@@ -105,7 +108,7 @@ def _items(content: dict, kind: str, path: str | os.PathLike) -> Iterator[tuple[
 def _image(entry: dict, where: str) -> Image:
     name = _text(entry, "file_name", where)
     parts = name.replace("\\", "/").split("/")
-    if name.startswith("/") or ".." in parts or "\0" in name or os.path.isabs(name):
+    if name.startswith("/") or ".." in parts or os.path.isabs(name):
         raise DataError(f"{where}: expected a file_name below the image folder, got {_show(name)}")
     height, width = (_whole(entry, side, where) for side in ("height", "width"))
     for side, value in (("height", height), ("width", width)):
@@ -116,10 +119,12 @@ def _image(entry: dict, where: str) -> Image:
 
 def _categories(content: dict, path: str | os.PathLike) -> dict[int, str]:
     names: dict[int, str] = {}
+    seen: set[str] = set()
     for key, entry, where in _items(content, "category", path):
         name = _text(entry, "name", where)
-        if name in names.values():
+        if name in seen:
             raise DataError(f"{where}: expected each name once, got {_show(name)} again")
+        seen.add(name)
         names[key] = name
     return names
 
@@ -166,7 +171,7 @@ def _whole(entry: dict, name: str, where: str) -> int:
 
 def _text(entry: dict, name: str, where: str) -> str:
     value = entry.get(name)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or _UNUSABLE.search(value):
         raise DataError(f"{where}: expected text as {name}, got {_show(value)}")
     return value
 

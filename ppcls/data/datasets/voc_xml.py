@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -63,9 +64,9 @@ def read_names(path: str | os.PathLike) -> list[str]:
     names = [line.strip() for line in _read(path).splitlines() if line.strip()]
     if not names:
         raise DataError(f"{path}: expected names of classes, one a line, found none")
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"{path}: expected each class once, found {name!r} again")
+    again = [name for name, count in Counter(names).items() if count > 1]
+    if again:
+        raise DataError(f"{path}: expected each class once, found {again[0][:60]!r} again")
     return names
 
 
