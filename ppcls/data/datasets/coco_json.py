@@ -132,7 +132,7 @@ def _categories(content: dict, path: str | os.PathLike) -> dict[int, str]:
 def _annotation(
     entry: dict, key: int, where: str, images: dict[int, Image], categories: dict[int, str]
 ) -> Annotation:
-    image_id, category_id = (_whole(entry, name, where) for name in ("image_id", "category_id"))
+    image_id, category_id = _whole(entry, "image_id", where), _whole(entry, "category_id", where)
     if image_id not in images:
         raise DataError(f"{where}: expected an image_id of the file, got {image_id}")
     if category_id not in categories:
@@ -150,23 +150,23 @@ def _box(entry: dict, where: str) -> Box:
     value = entry.get("bbox")
     if not isinstance(value, list) or len(value) != 4:
         raise DataError(f"{where}: expected bbox [x, y, width, height], got {_show(value)}")
-    if not all(_is_number(number) for number in value):
+    if not all(map(_is_number, value)):
         raise DataError(f"{where}: expected a bbox of 4 finite numbers, got {_show(value)}")
-    return tuple(float(number) for number in value)
+    return tuple(map(float, value))
 
 
 def _is_number(value: Any) -> bool:
     """Whether `value` is a number of pixels: finite, and of a size that leaves room for sums."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12
+    return type(value) in (int, float) and abs(value) < 1e12
 
 
 def _whole(entry: dict, name: str, where: str) -> int:
     value = entry.get(name)
-    if isinstance(value, float) and value.is_integer():
+    if type(value) is float and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63:
-        raise DataError(f"{where}: expected a whole number as {name}, got {_show(value)}")
-    return value
+    if type(value) is int and abs(value) < 2**63:
+        return value
+    raise DataError(f"{where}: expected a whole number as {name}, got {_show(value)}")
 
 
 def _text(entry: dict, name: str, where: str) -> str:
