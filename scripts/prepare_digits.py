@@ -15,10 +15,7 @@ Split: images ordered by digit, then by their number; every fifth goes to valida
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ppcls.utils.cli import make_parser, run  # noqa: E402
 from ppcls.utils.errors import UserError  # noqa: E402
+from ppcls.utils.fileio import atomic_folder  # noqa: E402
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDE = 32
@@ -87,21 +85,7 @@ def prepare(folder: Path) -> str:
     except ImportError as error:
         raise UserError("scikit-learn is needed: pip install scikit-learn") from error
     digits = load_digits()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    try:
-        write_set(draft, digits.images, digits.target)
-        draft.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(draft, folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    atomic_folder(folder, lambda draft: write_set(draft, digits.images, digits.target))
     return f"{folder}: wrote {len(digits.target)} pictures of {SIDE}x{SIDE} and their lists"
 
 

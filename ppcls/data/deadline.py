@@ -47,13 +47,17 @@ class Deadline:
         self._pid, self._calls = os.getpid(), queue.SimpleQueue()
         threading.Thread(target=_serve, args=(self._calls,), daemon=True, name="reader").start()
 
+    def __del__(self) -> None:
+        if self._calls is not None and self._pid == os.getpid():
+            self._calls.put(None)
+
     def __getstate__(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "_pid": 0, "_calls": None}
 
 
 def _serve(calls: queue.SimpleQueue) -> None:
-    while True:
-        function, args, answer = calls.get()
+    while (call := calls.get()) is not None:
+        function, args, answer = call
         try:
             answer.put((function(*args), None))
         except Exception as error:  # raised again where the call was made

@@ -7,6 +7,8 @@ raised: Paddle turns a worker's exception into a traceback, and without workers 
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import logging
 import signal
 import traceback
@@ -16,10 +18,10 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-import paddle
 from paddle.io import DataLoader
 
-from ppcls.data.datasets import DATASETS, ClassificationDataset, Sample
+from ppcls.data.batch import Batch, Batching, DetectionBatch, batching_of
+from ppcls.data.datasets import DATASETS, DetectionSample, ImageDataset, Sample
 from ppcls.data.deadline import Deadline, Stalled
 from ppcls.data.sampler import EvalSampler, GlobalBatchSampler, SampleKey
 from ppcls.utils.errors import ConfigError, DataError, JobError
@@ -72,23 +74,13 @@ class DataLoaderConfig:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
 
 
-class Batch(NamedTuple):
-    """`n` samples; `n` is below the sampler's plan when samples were skipped, and may be 0.
-
-    images: [n, C, H, W] float32; H and W are 0 when n is.
-    labels: [n] int64.
-    indices: [n] int64 places in the data set, on the host.
-    """
-
-    images: paddle.Tensor
-    labels: paddle.Tensor
-    indices: np.ndarray
-
-
 def build_dataset(
     section: Mapping, where: str, *, seed: int = 0, class_num: int | None = None
-) -> ClassificationDataset:
-    """Build a `dataset` section (`name` and its parameters); `class_num` bounds the labels."""
+) -> ImageDataset:
+    """Build a `dataset` section (`name` and its parameters); `class_num` bounds the labels.
+
+    In detection it counts the background, and must be right.
+    """
     if isinstance(section, Mapping) and "batch_transform_ops" in section:
         if section["batch_transform_ops"]:
             raise ConfigError(
@@ -163,7 +155,7 @@ def _parse(config: Mapping | DataLoaderConfig, where: str) -> DataLoaderConfig:
 
 
 class Loader:
-    """Batches of `dataset` in the order of `sampler`.
+    """Batches of `dataset` in the order of `sampler`; their kind is the data set's.
 
     Attributes:
         skipped: samples left out so far in this iteration. Each is named once in the log.
@@ -171,7 +163,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: ClassificationDataset,
+        dataset: ImageDataset,
         sampler: GlobalBatchSampler | EvalSampler,
         config: LoaderConfig,
     ) -> None:
@@ -179,10 +171,11 @@ class Loader:
         self.sampler = sampler
         self.skipped = 0
         self._named: set[int] = set()
+        self._batching = batching_of(dataset)
         self._loader = DataLoader(
             _Outcomes(dataset, config.read_timeout),
             batch_sampler=sampler,
-            collate_fn=collate,
+            collate_fn=functools.partial(collate, batching=self._batching),
             num_workers=config.num_workers,
             use_shared_memory=config.use_shared_memory,
             prefetch_factor=config.prefetch_factor,
@@ -193,7 +186,7 @@ class Loader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | DetectionBatch]:
         """Yield batches.
 
         Raises:
@@ -204,6 +197,9 @@ class Loader:
         planned = self.sampler.remaining
         if planned == 0:
             return
+        # Workers are forked: garbage they found would be finalised by them, and a dead iterator's
+        # finaliser waits for threads a fork does not have.
+        gc.collect()
         batches = iter(self._loader)
         for number in range(planned):
             try:
@@ -215,7 +211,7 @@ class Loader:
             yield self._to_batch(fields)
         next(batches, None)  # lets Paddle end its workers
 
-    def _to_batch(self, fields: dict[str, Any]) -> Batch:
+    def _to_batch(self, fields: dict[str, Any]) -> Batch | DetectionBatch:
         if fields["bug"]:
             raise RuntimeError(f"a transform, data set or batch failed:\n{fields['bug']}")
         if fields["stall"]:
@@ -229,9 +225,8 @@ class Loader:
                 _logger.warning("skipped %s", message)
         indices = np.array(fields["indices"], dtype=np.int64)
         if not len(indices):
-            images, labels = np.zeros((0, 3, 0, 0), np.float32), np.zeros(0, np.int64)
-            return Batch(paddle.to_tensor(images), paddle.to_tensor(labels), indices)
-        return Batch(fields["images"], fields["labels"], indices)
+            return self._batching.empty()
+        return self._batching.batch(fields["samples"], indices)
 
 
 class _Failure(NamedTuple):
@@ -244,17 +239,21 @@ class _Failure(NamedTuple):
     is_stall: bool = False
 
 
-class _Outcomes:
-    """The data set as workers see it: every key gives a Sample or a _Failure."""
+# What a key gives, and the sample's name.
+Outcome = tuple[Sample | DetectionSample | _Failure, str]
 
-    def __init__(self, dataset: ClassificationDataset, read_timeout: float) -> None:
+
+class _Outcomes:
+    """The data set as workers see it: every key gives a sample or a _Failure."""
+
+    def __init__(self, dataset: ImageDataset, read_timeout: float) -> None:
         self.dataset = dataset
         self._load = Deadline(read_timeout) if read_timeout else _at_once
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: SampleKey) -> tuple[Sample | _Failure, str]:
+    def __getitem__(self, key: SampleKey) -> Outcome:
         try:
             return self._load(self.dataset.load, key), self.dataset.describe(key.index)
         except Stalled as error:
@@ -286,20 +285,21 @@ def _at_once(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def collate(outcomes: list[tuple[Sample | _Failure, str]]) -> dict[str, Any]:
+def collate(outcomes: list[Outcome], batching: Batching) -> dict[str, Any]:
     """Stack samples into one batch; failures travel beside them as text.
 
     Arrays in the result become tensors on the way to the main process. Paddle hands over no empty
     ones, so a batch without images carries a placeholder.
     """
     try:
-        return _collate(outcomes)
+        return _collate(outcomes, batching)
     except Exception:  # too little memory for the batch, say; raised here, Paddle would hang
-        return _collate([(_Failure(-1, traceback.format_exc(), is_bug=True), "")])
+        failure = _Failure(-1, traceback.format_exc(), is_bug=True)
+        return _collate([(failure, "")], batching)
 
 
-def _collate(outcomes: list[tuple[Sample | _Failure, str]]) -> dict[str, Any]:
-    samples = [(item, name) for item, name in outcomes if isinstance(item, Sample)]
+def _collate(outcomes: list[Outcome], batching: Batching) -> dict[str, Any]:
+    samples = [(item, name) for item, name in outcomes if not isinstance(item, _Failure)]
     failures = [item for item, _ in outcomes if isinstance(item, _Failure)]
     stall = next((f.message for f in failures if f.is_stall), "")
     errors = (f.message for f in failures if not (f.is_skipped or f.is_bug or f.is_stall))
@@ -307,8 +307,7 @@ def _collate(outcomes: list[tuple[Sample | _Failure, str]]) -> dict[str, Any]:
     usable = [] if error else [item for item, _ in samples]
     skipped = [item for item in failures if item.is_skipped]
     return {
-        "images": np.stack([s.image for s in usable]) if usable else np.zeros(1, np.float32),
-        "labels": np.array([s.label for s in usable] or [0], dtype=np.int64),
+        "samples": batching.stack(usable) if usable else np.zeros(1, np.float32),
         "indices": [int(s.index) for s in usable],
         "skipped": [item.index for item in skipped],
         "messages": [item.message for item in skipped],
@@ -318,7 +317,7 @@ def _collate(outcomes: list[tuple[Sample | _Failure, str]]) -> dict[str, Any]:
     }
 
 
-def _size_error(samples: list[tuple[Sample, str]]) -> str:
+def _size_error(samples: list[tuple[Sample | DetectionSample, str]]) -> str:
     """Say which two images of a batch differ in size, or "" when none do."""
     for sample, name in samples[1:]:
         first, first_name = samples[0]

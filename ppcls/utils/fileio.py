@@ -7,7 +7,9 @@ import json
 import math
 import mmap
 import os
+import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,6 +61,29 @@ def replacing(path: Path) -> Iterator[Path]:
 def atomic_write_text(path: str | Path, text: str) -> None:
     """`atomic_write` for UTF-8 text."""
     atomic_write(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def atomic_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a temporary folder beside `folder`, then rename it: whole or not at all.
+
+    Raises UserError when `folder` is there and not empty, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: expected no such folder, or an empty one, to write to")
+    draft = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        fill(draft)
+        draft.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(draft, folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def to_json(value: Any, **options: Any) -> str:

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from ppcls.utils.errors import JobError, UserError
-from ppcls.utils.fileio import atomic_write, atomic_write_text, map_file, to_json
+from ppcls.utils.fileio import atomic_folder, atomic_write, atomic_write_text, map_file, to_json
 
 
 def test_writes_and_replaces(tmp_path):
@@ -39,6 +39,20 @@ def test_places_that_cannot_be_written(tmp_path):
         atomic_write(tmp_path, lambda file: None)
     with pytest.raises(UserError, match="cannot be written: No such file"):
         atomic_write(tmp_path / "no" / "a.bin", lambda file: None)
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "new" / "set"
+    with pytest.raises(KeyError):
+        atomic_folder(folder, lambda draft: (draft / "a").touch() or {}["b"])
+    assert os.listdir(tmp_path / "new") == []
+    folder.mkdir()
+    atomic_folder(folder, lambda draft: (draft / "a").touch())
+    assert os.listdir(folder) == ["a"] and os.listdir(tmp_path / "new") == ["set"]
+    with pytest.raises(UserError, match="expected no such folder, or an empty one"):
+        atomic_folder(folder, lambda draft: None)
+    with pytest.raises(UserError, match="cannot be written"):
+        atomic_folder(folder / "a" / "b", lambda draft: None)
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -28,46 +28,39 @@ class Sample(NamedTuple):
     index: int
 
 
-class ClassificationDataset:
-    """Images with one label each. A subclass sets `labels` and `class_num`, and reads an image.
+class ImageDataset:
+    """Images, each with something to learn about it. A kind of data set makes samples of them.
 
-    `dataset[key]` takes a SampleKey, or an index for epoch 0, and gives a Sample. The generator of
+    `dataset[key]` takes a SampleKey, or an index for epoch 0, and gives a sample. The generator of
     its transforms depends on (seed, epoch, index) alone, see `ppcls.data.sampler`.
 
     Attributes:
-        labels: [len] int64.
         class_num: labels are 0..class_num-1.
         class_names: one per class, or None when the data set has none.
 
     Args:
-        transform_ops: YAML list of transforms.
         on_error: a sample that cannot be used is a DataError ("raise"), or None, which the loader
             counts and leaves out of the batch ("skip"). It is never replaced by another image.
         seed: whole number >= 0.
         config_path: dotted path of the configuration section, for errors.
     """
 
-    labels: np.ndarray
     class_num: int
     class_names: list[str] | None = None
 
     def __init__(
-        self,
-        transform_ops: list,
-        *,
-        on_error: OnError = "raise",
-        seed: int = 0,
-        config_path: str = "",
+        self, *, on_error: OnError = "raise", seed: int = 0, config_path: str = ""
     ) -> None:
-        self.config_path = config_path
-        self.transforms = build_transforms(transform_ops, self.where("transform_ops"))
-        self._is_chw = any(isinstance(op, ToCHWImage) for op in self.transforms.transforms)
         self.on_error = on_error
         self.seed = seed
+        self.config_path = config_path
 
     def where(self, name: str) -> str:
         """Path of one of this data set's settings, as errors print it."""
         return f"{self.config_path}.{name}" if self.config_path else name
+
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def read(self, index: int) -> bytes | np.ndarray:
         """Return what the first transform gets: file bytes, or an HWC uint8 RGB array."""
@@ -77,10 +70,11 @@ class ClassificationDataset:
         """Where a sample comes from: a path, or an archive, member and row."""
         raise NotImplementedError
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def make_sample(self, index: int, rng: np.random.Generator) -> NamedTuple:
+        """Read and transform; what goes wrong with the image is an OSError or a ValueError."""
+        raise NotImplementedError
 
-    def __getitem__(self, key: SampleKey | int) -> Sample | None:
+    def __getitem__(self, key: SampleKey | int) -> NamedTuple | None:
         try:
             return self.load(key)
         except DataError:
@@ -88,28 +82,60 @@ class ClassificationDataset:
                 return None
             raise
 
-    def load(self, key: SampleKey | int) -> Sample:
+    def load(self, key: SampleKey | int) -> NamedTuple:
         """Return a sample whatever `on_error` says: DataError names it and the reason."""
         epoch, index = key if isinstance(key, SampleKey) else (0, operator.index(key))
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a data set of {len(self)}")
-        rng = sample_rng(self.seed, epoch, index)
         with naming(lambda: self.describe(index)):
-            image = self._as_chw(self.transforms(self.read(index), rng))
+            return self.make_sample(index, sample_rng(self.seed, epoch, index))
+
+
+class ClassificationDataset(ImageDataset):
+    """Images with one label each. A subclass sets `labels` and `class_num`, and reads an image.
+
+    Attributes:
+        labels: [len] int64.
+
+    Args:
+        transform_ops: YAML list of transforms.
+    """
+
+    labels: np.ndarray
+
+    def __init__(
+        self,
+        transform_ops: list,
+        *,
+        on_error: OnError = "raise",
+        seed: int = 0,
+        config_path: str = "",
+    ) -> None:
+        super().__init__(on_error=on_error, seed=seed, config_path=config_path)
+        self.transforms = build_transforms(transform_ops, self.where("transform_ops"))
+        self._is_chw = any(isinstance(op, ToCHWImage) for op in self.transforms.transforms)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def make_sample(self, index: int, rng: np.random.Generator) -> Sample:
+        image = as_chw(self.transforms(self.read(index), rng), self._is_chw)
         return Sample(image, self.labels[index], index)
 
-    def _as_chw(self, image: Any) -> np.ndarray:
-        image = np.asarray(image)
-        if image.ndim != 3:
-            raise ValueError(f"expected an image of 3 dimensions, got shape {list(image.shape)}")
-        if not self._is_chw:
-            image = image.transpose(2, 0, 1)
-        if image.shape[0] not in (3, 4):
-            raise ValueError(
-                f"expected 3 channels after the transforms, got {image.shape[0]} "
-                f"(shape {list(image.shape)})"
-            )
-        return np.ascontiguousarray(image, dtype=np.float32)
+
+def as_chw(image: Any, is_chw: bool) -> np.ndarray:
+    """Return the transforms' result, HWC unless `is_chw`, as CHW float32."""
+    image = np.asarray(image)
+    if image.ndim != 3:
+        raise ValueError(f"expected an image of 3 dimensions, got shape {list(image.shape)}")
+    if not is_chw:
+        image = image.transpose(2, 0, 1)
+    if image.shape[0] not in (3, 4):
+        raise ValueError(
+            f"expected 3 channels after the transforms, got {image.shape[0]} "
+            f"(shape {list(image.shape)})"
+        )
+    return np.ascontiguousarray(image, dtype=np.float32)
 
 
 @contextlib.contextmanager

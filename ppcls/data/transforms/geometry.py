@@ -41,11 +41,16 @@ Style = Literal["paddleclas", "torchvision"]
 class Resizer:
     """Resize to (width, height) with a chosen library and filter.
 
-    `interpolation` is a filter name, "random" (bilinear or bicubic, drawn per image), the library's
-    own number for a filter, or None (or -1, as release/2.0 writes it) for bilinear.
+    `interpolation` is a filter name, "random" (one of `random_filters`, drawn per image), the
+    library's own number for a filter, or None (or -1, as release/2.0 writes it) for bilinear.
     """
 
-    def __init__(self, interpolation: str | int | None, backend: Backend) -> None:
+    def __init__(
+        self,
+        interpolation: str | int | None,
+        backend: Backend,
+        random_filters: tuple[str, ...] = _RANDOM_FILTERS,
+    ) -> None:
         backend = backend.lower()
         known = _PIL_FILTERS if backend == "pil" else _CV2_FILTERS
         if interpolation is None or interpolation == -1:
@@ -57,7 +62,7 @@ class Resizer:
                     f"interpolation: expected one of {', '.join(sorted(known))}, random "
                     f"(backend {backend}), got {interpolation!r}"
                 )
-            names = _RANDOM_FILTERS if name == "random" else (name,)
+            names = random_filters if name == "random" else (name,)
             self.filters = [int(known[name]) for name in names]
         elif interpolation in {int(value) for value in known.values()}:
             self.filters = [interpolation]
