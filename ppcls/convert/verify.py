@@ -183,7 +183,7 @@ class Reference:
         outputs = [x]
         for index, layer in enumerate(unit.plan.layers):
             y = self.ops.concat([outputs[link] for link in layer.links])
-            for name, part in block_layer_units(layer, unit.depthwise):
+            for name, part in block_layer_units(unit, layer):
                 dotted = f".{name}" if name else ""
                 y = self._unit(f"{prefix}.layers.{index}{dotted}", part, y)
             outputs.append(y)
