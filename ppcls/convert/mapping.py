@@ -182,7 +182,7 @@ def _check(
     if not missing and not unexpected and not wrong:
         return
     reason = f"the weights do not fit {arch}"
-    if len(missing) + len(wrong) > len(row.head):
+    if unexpected or len(missing) + len(wrong) > len(row.head):
         reason += _other_owner(given, expected, arch)
     elif wrong and not missing and not unexpected and (count := class_count(given, row)):
         reason += f" with {class_num} classes (they have {count}: pass --class-num {count})"

@@ -107,7 +107,7 @@ def test_what_does_not_fit(files):
         ("whole68.pdparams", {}, "expected weights of size 512, found size 300"),
         ("whole68.pth", {}, "expected weights of size 512, found size 300"),
         ("whole85.pth", {}, "do not fit SSD_HarDNet68@.*they are those of SSD_HarDNet85@300"),
-        ("trunk85.pdparams", {}, "does not fit SSD_HarDNet68: .* missing"),
+        ("trunk85.pdparams", {}, "does not fit SSD_HarDNet68: .* wrong shape"),
         ("classifier68.pdparams", {"new_head": False}, "expected the weights of a whole detector"),
     ):
         with pytest.raises(UserError, match=message):
