@@ -108,6 +108,8 @@ def test_suppression_is_the_official_one(official, legacy, key):
         replace(COCO, per_image=1),
         replace(COCO, legacy_pixels=True, background=1.1),
         replace(COCO, score=0.3, background=0.2),
+        replace(COCO, first_try=0),
+        replace(COCO, per_class=3, first_try=1),  # too few: all are taken
     ],
 )
 def test_a_batch_is_each_image_by_itself(config):
