@@ -119,8 +119,9 @@ class SSD(nn.Layer):
 
     def forward_head(self, sources: list[paddle.Tensor]) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Map the maps of `forward_features` to loc [N, P, 4] and conf [N, P, class_num]."""
-        loc = [_rows(head(x), 4) for head, x in zip(self.loc, sources, strict=True)]
-        conf = [_rows(head(x), self.class_num) for head, x in zip(self.conf, sources, strict=True)]
+        # Not with `zip`: to_static's own does not know `strict`.
+        loc = [_rows(self.loc[i](x), 4) for i, x in enumerate(sources)]
+        conf = [_rows(self.conf[i](x), self.class_num) for i, x in enumerate(sources)]
         return paddle.concat(loc, axis=1), paddle.concat(conf, axis=1)
 
     def forward(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
