@@ -249,7 +249,9 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
 
     arch = canonical_name(args.arch)
     if arch is None:
-        raise unknown_architecture(args.arch, list_models(), "--arch")
+        raise unknown_architecture(args.arch, list_models("HarDNet*"), "--arch")
+    if arch not in list_models("HarDNet*"):
+        raise UserError(f"--arch: expected a classifier, {arch} is a detector")
     logger, started = log.setup(distributed.rank()), time.monotonic()
     device = parallel.select_device(args.device)
     if args.amp and not device.startswith("gpu"):

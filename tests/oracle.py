@@ -3,7 +3,8 @@
 A tensor is drawn from a generator seeded with its official (PyTorch) name, in the official layout,
 so that a PyTorch run elsewhere and a Paddle run here have the same network. The stored outputs in
 `assets/hardnet*.npz` and `assets/train_parity_hardnet39ds.npz` were made by the official PyTorch
-code (PingoLH/Pytorch-HarDNet, commit de9662f) with `tensor(0, ...)` and `image(seed, shape)`.
+code (PingoLH/Pytorch-HarDNet, commit de9662f) with `tensor(0, ...)` and `image(seed, shape)`;
+`assets/ssd_hardnet68_512.npz` likewise (PingoLH/PytorchSSD-HarDNet, commit a2a0a26).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def tensor(seed: int, name: str, shape: tuple[int, ...], is_norm: bool) -> np.nd
         return rng.uniform(0.5, 1.5, shape)
     if len(shape) >= 2:
         return rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+    if name == "L2Norm.weight":
+        return rng.uniform(5, 20, shape)
     return 0.1 * rng.standard_normal(shape)
 
 
@@ -61,3 +64,8 @@ def sample_indices(size: int, count: int) -> np.ndarray:
     if size <= count:
         return np.arange(size)
     return np.arange(count) * (size - 1) // (count - 1)
+
+
+def even_indices(size: int, count: int) -> np.ndarray:
+    """The same for the detector's file: evenly spaced, rounded."""
+    return np.linspace(0, size - 1, min(count, size)).round().astype("int64")

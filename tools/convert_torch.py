@@ -23,8 +23,15 @@ from ppcls.convert import (
     save_torch_state_dict,
     torch_to_paddle,
 )
-from ppcls.convert.mapping import canonical_name, find_architecture
-from ppcls.convert.verify import FLOAT32_TOLERANCE, verify
+from ppcls.convert.architectures import candidates, find_architecture
+from ppcls.convert.mapping import class_count, closest
+from ppcls.convert.verify import (
+    DETECTOR_TOLERANCE,
+    FLOAT32_TOLERANCE,
+    default_tolerance,
+    result_name,
+    verify,
+)
 from ppcls.utils import runtime
 from ppcls.utils.cli import make_parser, run
 from ppcls.utils.errors import JobError, UserError
@@ -47,14 +54,22 @@ def parser() -> argparse.ArgumentParser:
         help="default: paddle; for torch num_batches_tracked is 0, as Paddle has no such counter",
     )
     parser.add_argument("--arch", help="network, e.g. HarDNet68 (default: seen from the weights)")
-    parser.add_argument("--class-num", type=int, metavar="N", help="classes, if not 1000")
+    parser.add_argument(
+        "--size", type=int, help="input side of a detector, 300 or 512 (default: seen likewise)"
+    )
+    parser.add_argument(
+        "--class-num",
+        type=int,
+        metavar="N",
+        help="classes, if not 1000; of a detector, background included, seen from the weights",
+    )
     parser.add_argument("--verify", action="store_true", help="run both networks and compare")
     parser.add_argument(
         "--tolerance",
         type=float,
-        default=FLOAT32_TOLERANCE,
-        help="largest absolute difference of float32 logits (default: %(default)s; "
-        "measured: 7.9e-5 for HarDNet68_ds, at most 1.3e-5 for the others)",
+        help="largest absolute difference of float32 logits "
+        f"(default: {FLOAT32_TOLERANCE:g}, of a detector's outputs {DETECTOR_TOLERANCE:g}; "
+        "measured: 7.9e-5 for HarDNet68_ds, at most 1.3e-5 for the other classifiers)",
     )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
     return parser
@@ -66,7 +81,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"OUT: with --to {args.to} expected a {expected} file, got {args.target}")
     if args.class_num is not None and args.class_num < 1:
         raise UserError(f"--class-num: expected 1 or more, got {args.class_num}")
-    if not 0 < args.tolerance < math.inf:
+    if args.tolerance is not None and not 0 < args.tolerance < math.inf:
         raise UserError(f"--tolerance: expected a number above 0, got {args.tolerance}")
     check_report(args.report, "--report")
     check_report(args.json, "--json")
@@ -127,16 +142,28 @@ def statistics(state: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     return rows
 
 
+def choose(given: Mapping[str, np.ndarray], name: str | None, size: int | None) -> str:
+    """Return the row of `ppcls.convert.architectures` these weights are to be those of."""
+    if name is None:
+        arch = recognise(given)
+        return candidates(arch, size)[0]
+    return closest(given, candidates(name, size))
+
+
 def check(args: argparse.Namespace, arch: str, torch_state: dict, paddle_state: dict) -> dict:
-    class_num = args.class_num or find_architecture(arch).class_num
-    result = verify(torch_state, paddle_state, arch, class_num, tolerance=args.tolerance)
+    row = find_architecture(arch)
+    class_num = args.class_num or class_count(torch_state, row) or row.class_num
+    tolerance = args.tolerance or default_tolerance(row)
+    result = verify(torch_state, paddle_state, arch, class_num, tolerance=tolerance)
+    label = result_name(row)
     for dtype in ("float32", "float64"):
         if dtype in result:
-            row = result[dtype]
+            found = result[dtype]
             print(
-                f"{dtype} against {result['reference']}: logits differ by "
-                f"{row['logits_max_abs_error']:.2e} ({row['logits_relative_error']:.2e} relative, "
-                f"limit {row['limit']:g}): {'passed' if row['passed'] else 'FAILED'}"
+                f"{dtype} against {result['reference']}: {label} differ by "
+                f"{found[f'{label}_max_abs_error']:.2e} "
+                f"({found[f'{label}_relative_error']:.2e} relative, limit {found['limit']:g}): "
+                f"{'passed' if found['passed'] else 'FAILED'}"
             )
     return result
 
@@ -155,7 +182,7 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
     runtime.import_paddle()
     to_paddle = args.to == "paddle"
     given = (load_torch_state_dict if to_paddle else load_paddle_state_dict)(args.source)
-    arch = canonical_name(args.arch) if args.arch else recognise(given)
+    arch = choose(given, args.arch, args.size)
     result = (torch_to_paddle if to_paddle else paddle_to_torch)(given, arch, args.class_num)
     check_finite(result, args.source)
     print(f"{args.source}: {arch}, {len(given)} tensors -> {len(result)}")

@@ -11,14 +11,18 @@ import paddle
 from paddle import nn
 
 from ppcls.arch import zoo
-from ppcls.arch.backbone import hardnet  # noqa: F401  registers the family
+from ppcls.arch.backbone import hardnet  # noqa: F401  registers the classifiers
+from ppcls.arch.detection import ssd  # noqa: F401  registers the detectors
 from ppcls.arch.registry import ARCHITECTURES, canonical_name, unknown_architecture
 from ppcls.utils import schema
 from ppcls.utils.errors import ConfigError
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names of this project's networks that match a shell pattern, in any case."""
+    """Return the names of this project's networks that match a shell pattern, in any case.
+
+    The classifiers are "HarDNet*", the detectors "SSD_*".
+    """
     return [n for n in ARCHITECTURES.names() if fnmatch.fnmatch(n.lower(), pattern.lower())]
 
 

@@ -15,6 +15,7 @@ import paddle
 from paddle import nn
 
 from ppcls.arch.backbone.hardnet_plan import VARIANTS, plan_units
+from ppcls.arch.detection.ssd_plan import SSD_VARIANTS
 from ppcls.utils.download import fetch
 from ppcls.utils.errors import UserError
 from ppcls.utils.safe_pickle_types import shorten
@@ -215,11 +216,17 @@ def load_pretrained(
     `pretrained` is what `find_weights` takes; False does nothing. A file may hold Paddle's or
     PyTorch's weights. A network without classifier leaves the file's out; with `new_head`, one of
     another class count keeps its own, newly drawn, and says so. All else must fit: UserError.
+    For a detector see `ppcls.arch.detection.weights.load_detector`.
     """
     if pretrained is False:
         return
-    # Imported late: `convert` builds on `arch`.
+    # Imported late: both build on this module.
+    from ppcls.arch.detection.weights import load_detector
     from ppcls.convert.load import load_weights
+
+    if name in SSD_VARIANTS:
+        load_detector(model, name, pretrained, new_head=new_head)
+        return
 
     path = find_weights(pretrained, name)
     state = load_weights(path, name)
@@ -259,18 +266,19 @@ def load_state(
     source: str,
     *,
     new_head: Sequence[str] = (),
+    anew: Sequence[str] = (),
     network: str | None = None,
 ) -> list[str]:
     """Copy `state` into `model` and return the names that were left as they are.
 
     Every tensor must fit by name, shape and kind, and be finite. `new_head` names the weight and
     the bias of a classifier that may be of another class count in the file: both are then left
-    out, nothing else is. Floating tensors take the model's dtype. `network` is what errors call
-    the model.
+    out. `anew` names tensors that are left out in any case, whether the file has them or not.
+    Floating tensors take the model's dtype. `network` is what errors call the model.
 
     Raises UserError listing what does not fit; the model is then untouched.
     """
-    kept = check_state(model, state, source, new_head=new_head, network=network)
+    kept = check_state(model, state, source, new_head=new_head, anew=anew, network=network)
     # With AMP's O2 a hook makes the state dict one of float32 copies: these are the tensors.
     for name, tensor in model.state_dict(use_hook=False).items():
         if name not in kept:
@@ -285,11 +293,12 @@ def check_state(
     source: str,
     *,
     new_head: Sequence[str] = (),
+    anew: Sequence[str] = (),
     network: str | None = None,
 ) -> list[str]:
     """Return what `load_state` would, or raise what it would, and change nothing."""
     target = model.state_dict(use_hook=False)
-    kept = list(new_head) if _is_other_head(target, state, new_head) else []
+    kept = [*anew, *(new_head if _is_other_head(target, state, new_head) else ())]
     compared = [name for name in target if name in state and name not in kept]
     shapes = {name: (list(np.shape(state[name])), list(target[name].shape)) for name in compared}
     wrong = [f"{name} {a} for {b}" for name, (a, b) in shapes.items() if a != b]

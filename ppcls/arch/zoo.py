@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
+from ppcls.arch.backbone.hardnet_plan import VARIANTS
 from ppcls.arch.registry import ARCHITECTURES
 from ppcls.utils.errors import UserError
 
@@ -67,12 +68,12 @@ def builders() -> dict[str, Callable]:
 
 
 def register() -> None:
-    """Put this project's architectures into PaddleClas, in place of its own of the same name.
+    """Put this project's classifiers into PaddleClas, in place of its own of the same name.
 
     `paddleclas.ppcls.arch.build_model({"Arch": {"name": "HarDNet68"}, "Global": {...}})` then
     returns our class. Calling it again changes nothing. Raises UserError without `paddleclas`.
     """
     wheel = _wheel()
-    for name in ARCHITECTURES:
+    for name in VARIANTS:
         for module in (wheel, wheel.backbone):
             setattr(module, name, ARCHITECTURES.get(name))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ppcls.convert.mapping import COUNTER, SUFFIXES, find_architecture, torch_to_paddle
+from ppcls.convert.architectures import find_architecture, loadable
+from ppcls.convert.mapping import COUNTER, SUFFIXES, class_count, closest, torch_to_paddle
 from ppcls.convert.torch_reader import load_torch_state_dict
 from ppcls.utils.errors import UserError
 from ppcls.utils.fileio import map_file
@@ -21,8 +22,9 @@ def load_weights(path: str | Path, arch: str | None = None) -> dict[str, np.ndar
     """Read a `.pdparams`, PyTorch or `.safetensors` file as Paddle's names to arrays.
 
     The content decides, not the suffix. PyTorch's names and layouts are converted for the network
-    `arch`, whatever its class count; weights of any network may come under Paddle's names. Raises
-    UserError: no such file, damaged, not plain data, or PyTorch's weights of another network.
+    `arch`, whatever its class count; those for a detector's trunk will do for it too. Weights of
+    any network may come under Paddle's names. Raises UserError: no such file, damaged, not plain
+    data, or PyTorch's weights of another network.
     """
     data = map_file(path, MAX_FILE_BYTES)
     if not (_is_torch(data) or is_safetensors(data)):
@@ -33,7 +35,8 @@ def load_weights(path: str | Path, arch: str | None = None) -> dict[str, np.ndar
     if arch is None:
         raise UserError(f"{path}: PyTorch's weights can be loaded into the HarDNets alone")
     try:
-        return torch_to_paddle(state, arch, _class_num(state, arch))
+        row = closest(state, loadable(arch))
+        return torch_to_paddle(state, row, class_count(state, find_architecture(row)))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -41,9 +44,3 @@ def load_weights(path: str | Path, arch: str | None = None) -> dict[str, np.ndar
 def _is_torch(data: bytes) -> bool:
     """Whether these are the zip container of PyTorch or the older one, which begins so."""
     return data[:2] == b"PK" or TORCH_MAGIC.to_bytes(10, "little") in data[:32]
-
-
-def _class_num(state: dict[str, np.ndarray], arch: str) -> int | None:
-    """The class count of a state dict, None when it has no proper classifier."""
-    bias = state.get(find_architecture(arch).head[-1])
-    return len(bias) if bias is not None and bias.ndim == 1 and len(bias) else None

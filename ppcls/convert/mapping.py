@@ -4,25 +4,45 @@ The official names are kept on both sides; what differs is said once:
 
 - batch norm: `running_mean`, `running_var` are `_mean`, `_variance` in Paddle, which has no counter
   `num_batches_tracked` (dropped; zero on the way back);
-- linear weights are [out, in] in PyTorch and [in, out] in Paddle.
+- linear weights are [out, in] in PyTorch and [in, out] in Paddle;
+- a detector's trunk is a file without the prefix `base.` in PyTorch.
 
-A network is a row of ARCHITECTURES: the shapes it expects in Paddle, and which of its tensors are
-linear weights. Whatever is missing, unexpected or of another shape is one ConversionError.
+A network is a row of `architectures.py`: the shapes it expects in Paddle, and which of its tensors
+are linear weights. Whatever is missing, unexpected or of another shape is one ConversionError.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ppcls.utils.errors import ConfigError, UserError, did_you_mean
-from ppcls.utils.registry import fold_name
+from ppcls.convert.architectures import (
+    Architecture,
+    Shapes,
+    architectures,
+    canonical_name,
+    find_architecture,
+)
+from ppcls.utils.errors import UserError
 from ppcls.utils.safe_pickle_types import shorten
 
-Shapes = dict[str, tuple[int, ...]]
+__all__ = [
+    "ConversionError",
+    "architectures",
+    "canonical_name",
+    "class_count",
+    "closest",
+    "describe",
+    "find_architecture",
+    "paddle_name",
+    "paddle_to_torch",
+    "recognise",
+    "torch_name",
+    "torch_names",
+    "torch_to_paddle",
+]
+
 State = dict[str, np.ndarray]
 
 COUNTER = "num_batches_tracked"
@@ -59,52 +79,6 @@ def _few(names: list[str]) -> str:
     return ", ".join(first) + (", ..." if len(names) > 3 else "")
 
 
-class Architecture(NamedTuple):
-    """One network. `shapes(class_num)` are its Paddle names and shapes, in order."""
-
-    shapes: Callable[[int], Shapes]
-    class_num: int  # of the official weights
-    head: tuple[str, ...]  # tensors whose shape depends on the class count
-    linear: frozenset[str]  # weights transposed between the two
-
-
-@functools.cache
-def _classifiers() -> dict[str, Architecture]:
-    # Imported late: the package `ppcls.arch` imports Paddle, which reading a file does not need.
-    from ppcls.arch.backbone.hardnet_plan import VARIANTS, expected_shapes, plan_units
-
-    rows = {}
-    for name, spec in VARIANTS.items():
-        head = f"base.{len(plan_units(spec))}.3"
-        rows[name] = Architecture(
-            shapes=functools.partial(expected_shapes, spec),
-            class_num=1000,
-            head=(f"{head}.weight", f"{head}.bias"),
-            linear=frozenset({f"{head}.weight"}),
-        )
-    return rows
-
-
-def architectures() -> dict[str, Architecture]:
-    """Every network that can be converted, by PaddleClas's name."""
-    return dict(_classifiers())
-
-
-def find_architecture(name: str) -> Architecture:
-    """Return the row of any spelling of a name, or raise ConfigError with the known names."""
-    return architectures()[canonical_name(name)]
-
-
-def canonical_name(name: str) -> str:
-    """Return PaddleClas's name for any spelling of it (`hardnet_39_ds`), or raise ConfigError."""
-    rows = architectures()
-    found = {fold_name(known): known for known in rows}.get(fold_name(name))
-    if found is None:
-        hint = did_you_mean(name, rows)
-        raise ConfigError(f"arch: unknown network {name!r}{hint}; known: {', '.join(rows)}")
-    return found
-
-
 # Names ------------------------------------------------------------------------------------------
 
 
@@ -125,9 +99,10 @@ def torch_names(arch: str, class_num: int | None = None) -> dict[str, str | None
     row = find_architecture(arch)
     names: dict[str, str | None] = {}
     for name in row.shapes(class_num or row.class_num):
-        names[torch_name(name)] = name
-        stem, _, last = name.rpartition(".")
-        if last == SUFFIXES[-1][1]:  # the last of a batch norm: the counter follows
+        official = torch_name(name).removeprefix(row.prefix)
+        names[official] = name
+        stem, _, last = official.rpartition(".")
+        if last == SUFFIXES[-1][0]:  # the last of a batch norm: the counter follows
             names[f"{stem}.{COUNTER}"] = None
     return names
 
@@ -141,16 +116,18 @@ def torch_to_paddle(
     """Return Paddle's state dict of network `arch` from PyTorch's, in the network's order.
 
     Numbers become float32. `class_num` is the class count of `state` where it is not the official
-    one. Raises ConversionError with all that does not fit.
+    one; of a detector it is seen from the weights. Raises ConversionError with all that does not
+    fit.
     """
     row = find_architecture(arch)
-    shapes = row.shapes(class_num or row.class_num)
-    torch_side = {torch_name(name): _flip(name, shape, row) for name, shape in shapes.items()}
+    classes = _classes(state, row, class_num)
+    shapes, names = row.shapes(classes), torch_names(arch, classes)
+    sources = {source: name for name, source in names.items() if source is not None}
+    torch_side = {sources[name]: _flip(name, shape, row) for name, shape in shapes.items()}
     given = {name: value for name, value in state.items() if paddle_name(name) is not None}
-    counters = {name for name in torch_names(arch, class_num) if paddle_name(name) is None}
-    unknown_counters = [name for name in state if name not in given and name not in counters]
-    _check(given, torch_side, arch, row, class_num or row.class_num, unknown_counters)
-    return {name: _layout(state[torch_name(name)], name, row) for name in shapes}
+    unknown_counters = [name for name in state if name not in given and name not in names]
+    _check(given, torch_side, arch, row, classes, unknown_counters)
+    return {name: _layout(state[sources[name]], name, row) for name in shapes}
 
 
 def paddle_to_torch(
@@ -162,12 +139,18 @@ def paddle_to_torch(
     such counter, whatever they were. See `torch_to_paddle`.
     """
     row = find_architecture(arch)
-    classes = class_num or row.class_num
+    classes = _classes(state, row, class_num)
     _check(state, row.shapes(classes), arch, row, classes)
     return {
         name: np.zeros((), np.int64) if source is None else _layout(state[source], source, row)
-        for name, source in torch_names(arch, class_num).items()
+        for name, source in torch_names(arch, classes).items()
     }
+
+
+def _classes(state: Mapping[str, np.ndarray], row: Architecture, asked: int | None) -> int:
+    """The class count to convert for: a detector's official weights come with more than one."""
+    seen = class_count(state, row) if row.size else None
+    return asked or seen or row.class_num
 
 
 def _flip(name: str, shape: tuple[int, ...], row: Architecture) -> tuple[int, ...]:
@@ -199,26 +182,27 @@ def _check(
     if not missing and not unexpected and not wrong:
         return
     reason = f"the weights do not fit {arch}"
-    if len(missing) + len(wrong) > len(row.head):
-        reason += _other_owner(given, expected)
-    elif wrong and not missing and not unexpected and (count := _class_count(given, row)):
+    if unexpected or len(missing) + len(wrong) > len(row.head):
+        reason += _other_owner(given, expected, arch)
+    elif wrong and not missing and not unexpected and (count := class_count(given, row)):
         reason += f" with {class_num} classes (they have {count}: pass --class-num {count})"
     raise ConversionError(reason, missing, unexpected, wrong)
 
 
-def _other_owner(given: Mapping[str, np.ndarray], expected: Shapes) -> str:
+def _other_owner(given: Mapping[str, np.ndarray], expected: Shapes, arch: str) -> str:
     """Say whose weights these are instead, or that they are named the other way."""
     looks = describe(given)
-    if looks:
+    if looks and looks not in {row.looks for row in architectures().values()}:
         return f", they look like {looks}"
     if {torch_name(name) for name in given} <= set(expected):
         return ", their names are already Paddle's"
     if {paddle_name(name) for name in given} - {None} <= set(expected):
         return ", their names are still PyTorch's"
     try:
-        return f", they are those of {recognise(given)}"
+        owner = recognise(given)
     except ConversionError:
-        return ""
+        return f", they look like {looks}" if looks else ""
+    return f", they are those of {owner}" if owner != arch else ""
 
 
 def _found(value: np.ndarray) -> str:
@@ -228,9 +212,13 @@ def _found(value: np.ndarray) -> str:
     return shape if value.dtype.kind == "f" else f"{shape} {value.dtype}"
 
 
-def _class_count(given: Mapping[str, np.ndarray], row: Architecture) -> int | None:
+def class_count(given: Mapping[str, np.ndarray], row: Architecture) -> int | None:
+    """Return the class count of weights under either side's names; None without a proper head."""
     sizes = [np.shape(given[name]) for name in row.head if name in given]
-    return sizes[-1][0] if sizes and len(sizes[-1]) == 1 else None
+    if not sizes or len(sizes[-1]) != 1:
+        return None
+    count, rest = divmod(sizes[-1][0], row.per_class)
+    return count if count and not rest else None
 
 
 # Recognition ------------------------------------------------------------------------------------
@@ -277,23 +265,31 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def recognise(state: Mapping[str, np.ndarray]) -> str:
-    """Return the network whose names and shapes `state` has, under either side's names.
+    """Return the row whose names and shapes `state` has, under either side's names.
 
     The class count may be any. At least nine of ten tensors must fit, so that a damaged file is
     still named and the conversion can say what is wrong with it. Raises ConversionError otherwise.
     """
-    found = {paddle_name(name): np.shape(value) for name, value in state.items()}
-    scores = {arch: _score(found, row) for arch, row in architectures().items()}
-    best = max(scores, key=lambda arch: scores[arch])
+    rows = architectures()
+    best = closest(state, rows)
     looks = describe(state)
-    if scores[best] < 0.9 or looks:
-        known = ", ".join(scores)
-        looks = f"they look like {looks}" if looks else f"{len(found)} tensors of something else"
-        raise ConversionError(f"the weights are of none of {known}: {looks}")
+    if _score(state, rows[best]) < 0.9 or looks != rows[best].looks:
+        looks = f"they look like {looks}" if looks else f"{len(state)} tensors of something else"
+        raise ConversionError(f"the weights are of none of {', '.join(rows)}: {looks}")
     return best
 
 
-def _score(found: Mapping[str | None, tuple[int, ...]], row: Architecture) -> float:
+def closest(state: Mapping[str, np.ndarray], names: Iterable[str]) -> str:
+    """Return which of the rows called `names` fits `state` best, the first of equals."""
+    return max(names, key=lambda name: _score(state, find_architecture(name)))
+
+
+def _score(state: Mapping[str, np.ndarray], row: Architecture) -> float:
+    found = {}
+    for name, value in state.items():
+        known = paddle_name(name)
+        is_bare = known is not None and not known.startswith(row.prefix)
+        found[row.prefix + known if is_bare else known] = np.shape(value)
     shapes = {k: v for k, v in row.shapes(row.class_num).items() if k not in row.head}
     fitting = sum(found.get(name) == shape for name, shape in shapes.items())
     return fitting / max(len(shapes), len(found) - len(row.head))

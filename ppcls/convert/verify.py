@@ -1,216 +1,90 @@
-"""Proof that converted weights compute the same: both networks on one image, layer by layer.
-
-The reference below is written a second time, in plain functions on PyTorch's own names: with
-`torch.nn.functional` where PyTorch is installed, in NumPy otherwise. It is driven by the plan of
-the network, never by the Paddle layers it is compared with.
-"""
+"""Proof that converted weights compute the same: both networks on one image, layer by layer."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ppcls.arch.backbone.hardnet_plan import (
-    VARIANTS,
-    BlockUnit,
-    ConvUnit,
-    DepthwiseUnit,
-    HarDNetSpec,
-    PoolUnit,
-    Unit,
-    block_layer_units,
-    plan_units,
+from ppcls.arch.backbone.hardnet_plan import VARIANTS
+from ppcls.arch.detection.ssd_plan import SSD_VARIANTS
+from ppcls.convert.architectures import Architecture, architectures, find_architecture
+from ppcls.convert.reference import (
+    DetectorReference,
+    NumpyOps,
+    Ops,
+    Reference,
+    Stages,
+    TorchOps,
+    TrunkReference,
 )
 from ppcls.utils.errors import UserError
 
-EPSILON = 1e-5  # of batch norm
+__all__ = ["NumpyOps", "Reference", "TorchOps", "has_torch", "verify"]
+
 # Absolute, on the logits; measured: at most 7.9e-5 (HarDNet68_ds), 5.7e-6 to 1.3e-5 for the others.
 FLOAT32_TOLERANCE = 1e-4
-FLOAT64_TOLERANCE = 1e-9  # relative to the largest logit
+# On a detector's raw outputs; measured: 1.1e-4 where their standard deviation is 13.
+DETECTOR_TOLERANCE = 1e-3
+FLOAT64_TOLERANCE = 1e-9  # relative to the largest logit or output
 MAX_FLOAT = float(np.finfo(np.float64).max)
-Stages = Iterator[tuple[str, np.ndarray]]
 
 
-class Ops(Protocol):
-    """What a HarDNet is made of, on [N, C, H, W] arrays of one library."""
-
-    def array(self, value: np.ndarray) -> Any: ...
-    def numpy(self, x: Any) -> np.ndarray: ...
-    def conv(self, x: Any, weight: Any, stride: int, padding: int, groups: int) -> Any: ...
-    def norm(self, x: Any, weight: Any, bias: Any, mean: Any, variance: Any) -> Any: ...
-    def relu6(self, x: Any) -> Any: ...
-    def max_pool(self, x: Any, kernel: int, stride: int, padding: int) -> Any: ...
-    def concat(self, parts: list) -> Any: ...
-    def classify(self, x: Any, weight: Any, bias: Any) -> Any: ...
+def default_tolerance(row: Architecture) -> float:
+    """Return the largest absolute difference in float32 that passes."""
+    return FLOAT32_TOLERANCE if row.network in VARIANTS else DETECTOR_TOLERANCE
 
 
-class NumpyOps:
-    """The operations in NumPy, for want of PyTorch."""
-
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
-
-    def array(self, value: np.ndarray) -> np.ndarray:
-        return np.asarray(value, self.dtype)
-
-    def numpy(self, x: np.ndarray) -> np.ndarray:
-        return x
-
-    def conv(
-        self, x: np.ndarray, weight: np.ndarray, stride: int, padding: int, groups: int
-    ) -> np.ndarray:
-        """Sum over the kernel's positions; `groups` is 1 or the channel count (depthwise)."""
-        kernel = weight.shape[2]
-        height, width = ((n + 2 * padding - kernel) // stride + 1 for n in x.shape[2:])
-        padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-        total = np.zeros((len(x), len(weight), height, width), self.dtype)
-        for i in range(kernel):
-            for j in range(kernel):
-                part = padded[
-                    :, :, i : i + stride * height : stride, j : j + stride * width : stride
-                ]
-                if groups == 1:
-                    flat = part.reshape(*part.shape[:2], -1)
-                    total += (weight[:, :, i, j] @ flat).reshape(total.shape)
-                else:
-                    total += weight[:, 0, i, j, None, None] * part
-        return total
-
-    def norm(
-        self,
-        x: np.ndarray,
-        weight: np.ndarray,
-        bias: np.ndarray,
-        mean: np.ndarray,
-        variance: np.ndarray,
-    ) -> np.ndarray:
-        scale = weight / np.sqrt(variance + EPSILON)
-        return x * scale[:, None, None] + (bias - mean * scale)[:, None, None]
-
-    def relu6(self, x: np.ndarray) -> np.ndarray:
-        return np.clip(x, 0, 6)
-
-    def max_pool(self, x: np.ndarray, kernel: int, stride: int, padding: int) -> np.ndarray:
-        edges = ((0, 0), (0, 0), (padding, padding), (padding, padding))
-        padded = np.pad(x, edges, constant_values=-np.inf)
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), (2, 3))
-        return windows[:, :, ::stride, ::stride].max((-2, -1))
-
-    def concat(self, parts: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(parts, 1)
-
-    def classify(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        return x.mean((2, 3)) @ weight.T + bias
-
-
-class TorchOps:
-    """The operations of PyTorch."""
-
-    def __init__(self, dtype: str) -> None:
-        import torch
-
-        self.torch, self.functional = torch, torch.nn.functional
-        self.dtype = getattr(torch, dtype)
-
-    def array(self, value: np.ndarray) -> Any:
-        return self.torch.from_numpy(np.array(value)).to(self.dtype)
-
-    def numpy(self, x: Any) -> np.ndarray:
-        return x.numpy()
-
-    def conv(self, x: Any, weight: Any, stride: int, padding: int, groups: int) -> Any:
-        return self.functional.conv2d(x, weight, None, stride, padding, groups=groups)
-
-    def norm(self, x: Any, weight: Any, bias: Any, mean: Any, variance: Any) -> Any:
-        return self.functional.batch_norm(x, mean, variance, weight, bias, eps=EPSILON)
-
-    def relu6(self, x: Any) -> Any:
-        return self.functional.relu6(x)
-
-    def max_pool(self, x: Any, kernel: int, stride: int, padding: int) -> Any:
-        return self.functional.max_pool2d(x, kernel, stride, padding)
-
-    def concat(self, parts: list) -> Any:
-        return self.torch.cat(parts, 1)
-
-    def classify(self, x: Any, weight: Any, bias: Any) -> Any:
-        return self.functional.linear(x.mean((2, 3)), weight, bias)
-
-
-class Reference:
-    """The network `spec` as functions of a PyTorch state dict."""
-
-    def __init__(self, spec: HarDNetSpec, state: Mapping[str, np.ndarray], ops: Ops) -> None:
-        self.units = plan_units(spec)
-        self.ops = ops
-        self.state = {
-            name: ops.array(value)
-            for name, value in state.items()
-            if not name.endswith(".num_batches_tracked")
-        }
-
-    def stages(self, images: np.ndarray) -> Stages:
-        """Yield the output of `base.0`, `base.1`, ... and last the logits."""
-        x = self.ops.array(images)
-        for index, unit in enumerate(self.units):
-            x = self._unit(f"base.{index}", unit, x)
-            yield f"base.{index}", self.ops.numpy(x)
-        head = f"base.{len(self.units)}"
-        logits = self.ops.classify(x, self.state[f"{head}.3.weight"], self.state[f"{head}.3.bias"])
-        yield head, self.ops.numpy(logits)
-
-    def _unit(self, prefix: str, unit: Unit, x: Any) -> Any:
-        if isinstance(unit, ConvUnit):
-            return self.ops.relu6(self._conv_norm(prefix, "conv", x, unit.stride, 1))
-        if isinstance(unit, DepthwiseUnit):
-            return self._conv_norm(prefix, "dwconv", x, unit.stride, unit.channels)
-        if isinstance(unit, PoolUnit):
-            return self.ops.max_pool(x, unit.kernel, unit.stride, unit.padding)
-        if isinstance(unit, BlockUnit):
-            return self._block(prefix, unit, x)
-        return x  # dropout does nothing in evaluation
-
-    def _conv_norm(self, prefix: str, conv: str, x: Any, stride: int, groups: int) -> Any:
-        weight = self.state[f"{prefix}.{conv}.weight"]
-        x = self.ops.conv(x, weight, stride, weight.shape[-1] // 2, groups)
-        names = ("weight", "bias", "running_mean", "running_var")
-        return self.ops.norm(x, *(self.state[f"{prefix}.norm.{name}"] for name in names))
-
-    def _block(self, prefix: str, unit: BlockUnit, x: Any) -> Any:
-        outputs = [x]
-        for index, layer in enumerate(unit.plan.layers):
-            y = self.ops.concat([outputs[link] for link in layer.links])
-            for name, part in block_layer_units(layer, unit.depthwise):
-                dotted = f".{name}" if name else ""
-                y = self._unit(f"{prefix}.layers.{index}{dotted}", part, y)
-            outputs.append(y)
-        return self.ops.concat([outputs[number] for number in unit.plan.outputs])
+def _reference(row: Architecture, state: Mapping[str, np.ndarray], ops: Ops) -> Reference:
+    if row.network in VARIANTS:
+        return Reference(VARIANTS[row.network], state, ops)
+    spec = SSD_VARIANTS[row.network]
+    if row.size:
+        return DetectorReference(spec, row.size, state, ops)
+    return TrunkReference(spec, {row.prefix + name: value for name, value in state.items()}, ops)
 
 
 def _paddle_stages(
-    arch: str, state: Mapping[str, np.ndarray], class_num: int, images: np.ndarray, dtype: str
+    row: Architecture, state: Mapping[str, np.ndarray], class_num: int, images: Any, dtype: str
 ) -> Stages:
     import paddle
-
-    from ppcls.arch import create_model
-    from ppcls.arch.weights import load_state
 
     previous = paddle.get_default_dtype()
     paddle.set_default_dtype(dtype)
     try:
-        model = create_model(arch, class_num=class_num)
-        load_state(model, state, "the converted weights")
+        model = _paddle_network(row, state, class_num)
     finally:
         paddle.set_default_dtype(previous)
     model.eval()
-    x = paddle.to_tensor(images.astype(dtype))
+    with paddle.no_grad():
+        for name, x in _run(row, model, paddle.to_tensor(images.astype(dtype))):
+            yield name, x.numpy()
+
+
+def _paddle_network(row: Architecture, state: Mapping[str, np.ndarray], class_num: int) -> Any:
+    from ppcls.arch import create_model
+    from ppcls.arch.weights import load_state
+
+    sized = {"size": row.size} if row.size else {}
+    counted = {"class_num": class_num} if class_num else {}
+    model = create_model(row.network, **sized, **counted)
+    anew = [] if row.class_num else [name for name in model.state_dict() if name not in state]
+    load_state(model, state, "the converted weights", anew=anew)
+    return model
+
+
+def _run(row: Architecture, model: Any, x: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the same stages as the reference does."""
+    images = x
     for index, layer in enumerate(model.base):
-        with paddle.no_grad():
-            x = layer(x)
-        yield f"base.{index}", x.numpy()
+        x = layer(x)
+        yield f"base.{index}", x
+    if row.size:
+        if hasattr(model, "bridge"):
+            yield "bridge", model.bridge(x)
+        yield from zip(("loc", "conf"), model(images), strict=True)
 
 
 def _largest(values: np.ndarray) -> float:
@@ -218,7 +92,8 @@ def _largest(values: np.ndarray) -> float:
     return float(np.nan_to_num(np.abs(values), nan=MAX_FLOAT, posinf=MAX_FLOAT).max())
 
 
-def _compare(reference: Stages, paddle_side: Stages) -> dict[str, Any]:
+def _compare(reference: Stages, paddle_side: Stages, row: Architecture) -> dict[str, Any]:
+    """Compare all stages; what counts are the logits, a detector's two outputs or a trunk's map."""
     stages = []
     for (name, wanted), (_, found) in zip(reference, paddle_side, strict=True):
         wanted = wanted.astype(np.float64)
@@ -231,13 +106,26 @@ def _compare(reference: Stages, paddle_side: Stages) -> dict[str, Any]:
                 "max_abs": _largest(wanted),
             }
         )
-    worst, scale = stages[-1]["max_abs_error"], stages[-1]["max_abs"]
+    results = stages[-2:] if row.size else stages[-1:]
+    worst = max(stage["max_abs_error"] for stage in results)
+    relative = max(_relative_error(stage) for stage in results)
+    label = result_name(row)
     return {
-        "logits_max_abs_error": worst,
-        # Infinite logits are wrong, however close the error is to them.
-        "logits_relative_error": worst / scale if 0 < scale < MAX_FLOAT else worst,
+        f"{label}_max_abs_error": worst,
+        f"{label}_relative_error": relative,
         "stages": stages,
     }
+
+
+def _relative_error(stage: Mapping[str, Any]) -> float:
+    error, scale = stage["max_abs_error"], stage["max_abs"]
+    # Infinite outputs are wrong, however close the error is to them.
+    return error / scale if 0 < scale < MAX_FLOAT else error
+
+
+def result_name(row: Architecture) -> str:
+    """Return what a result's keys call that which is compared."""
+    return "logits" if row.network in VARIANTS else "outputs"
 
 
 def has_torch() -> bool:
@@ -250,29 +138,34 @@ def verify(
     arch: str,
     class_num: int,
     *,
-    tolerance: float = FLOAT32_TOLERANCE,
-    size: int = 224,
+    tolerance: float | None = None,
+    size: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compare both networks on one random image [1, 3, size, size], in evaluation mode.
 
-    Returns the largest errors per stage and at the logits, and `passed`: at most `tolerance`
-    (absolute, by default 1e-4) in float32, which needs PyTorch, and FLOAT64_TOLERANCE (relative)
-    in float64.
+    `arch` is a row of `architectures()`. `size` is 224 by default; a detector has its own.
+
+    Returns the largest errors per stage and at the logits (of a detector: "outputs", loc and conf;
+    of a trunk, its last map), and `passed`: at most `tolerance` (absolute, by default 1e-4, for
+    detectors 1e-3) in float32, which needs PyTorch, and FLOAT64_TOLERANCE (relative) in float64.
     """
-    if arch not in VARIANTS:
-        raise UserError(f"{arch}: only the classifiers can be verified: {', '.join(VARIANTS)}")
-    with_torch = has_torch()
-    images = np.random.default_rng([seed, 12345]).standard_normal((1, 3, size, size))
+    if arch not in architectures():
+        raise UserError(f"{arch}: cannot be verified, only these can: {', '.join(architectures())}")
+    row, with_torch = find_architecture(arch), has_torch()
+    side = row.size or size or 224
+    images = np.random.default_rng([seed, 12345]).standard_normal((1, 3, side, side))
     images = images.astype(np.float32)
     result: dict[str, Any] = {"reference": "torch" if with_torch else "numpy", "seed": seed}
     for dtype in ("float32", "float64") if with_torch else ("float64",):
         ops = TorchOps(dtype) if with_torch else NumpyOps(dtype)
-        reference = Reference(VARIANTS[arch], torch_state, ops).stages(images)
-        compared = _compare(reference, _paddle_stages(arch, paddle_state, class_num, images, dtype))
+        reference = _reference(row, torch_state, ops).stages(images)
+        paddle_side = _paddle_stages(row, paddle_state, class_num, images, dtype)
+        compared = _compare(reference, paddle_side, row)
+        absolute = default_tolerance(row) if tolerance is None else tolerance
         is_single = dtype == "float32"
-        kind, limit = ("max_abs", tolerance) if is_single else ("relative", FLOAT64_TOLERANCE)
-        passed = compared[f"logits_{kind}_error"] <= limit
+        kind, limit = ("max_abs", absolute) if is_single else ("relative", FLOAT64_TOLERANCE)
+        passed = compared[f"{result_name(row)}_{kind}_error"] <= limit
         result[dtype] = {**compared, "limit": limit, "passed": passed}
     result["passed"] = all(result[key]["passed"] for key in ("float32", "float64") if key in result)
     return result

@@ -2,5 +2,6 @@
 
 from ppcls.loss.celoss import CELoss
 from ppcls.loss.combined import LOSSES, CombinedLoss, build_loss
+from ppcls.loss.multibox import MultiBoxLoss
 
-__all__ = ["LOSSES", "CELoss", "CombinedLoss", "build_loss"]
+__all__ = ["LOSSES", "CELoss", "CombinedLoss", "MultiBoxLoss", "build_loss"]

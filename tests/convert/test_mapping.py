@@ -31,7 +31,7 @@ def empty_weights(arch: str, class_num: int | None = None) -> dict[str, np.ndarr
 
 
 def test_all_four_networks_are_there():
-    assert tuple(architectures()) == ARCHS
+    assert tuple(architectures())[:4] == ARCHS
     with pytest.raises(ConfigError, match="unknown network 'HarDNet86'; did you mean 'HarDNet85'"):
         torch_to_paddle({}, "HarDNet86")
 

@@ -66,6 +66,6 @@ def test_infinite_weights_do_not_pass(states, without_torch):
         verify.verify(torch_state, paddle_state, ARCH, 1000, size=64)
 
 
-def test_only_classifiers(states):
-    with pytest.raises(UserError, match="only the classifiers can be verified"):
+def test_only_known_networks(states):
+    with pytest.raises(UserError, match="FC_HarDNet70: cannot be verified"):
         verify.verify(*states, "FC_HarDNet70", 19)

@@ -8,13 +8,14 @@ names (`conv`, `norm`, `dwconv`, `layers`, `layer1`, `layer2`) are the keys of p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import paddle
 from paddle import nn
 from paddle.nn import functional as F
 
 from ppcls.arch.backbone.hardnet_plan import (
+    Activation,
     BlockUnit,
     ConvUnit,
     DepthwiseUnit,
@@ -27,10 +28,14 @@ from ppcls.arch.backbone.hardnet_plan import (
 
 _NORMS = (nn.BatchNorm2D, nn.SyncBatchNorm)
 CHANNEL_AXIS = {"NCHW": 1, "NHWC": -1}
+_ACTIVATIONS: dict[Activation, Callable[[paddle.Tensor], paddle.Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+}
 
 
-class ConvBNReLU6(nn.Layer):
-    """Convolution without bias, batch norm, ReLU6."""
+class ConvBNAct(nn.Layer):
+    """Convolution without bias, batch norm, activation (ReLU6 in the classifiers)."""
 
     def __init__(self, unit: ConvUnit, data_format: str = "NCHW") -> None:
         super().__init__()
@@ -44,10 +49,11 @@ class ConvBNReLU6(nn.Layer):
             bias_attr=False,
             data_format=data_format,
         )
-        self.norm = _batch_norm(unit.out_channels, data_format)
+        self.norm = batch_norm(unit.out_channels, data_format)
+        self._activation = _ACTIVATIONS[unit.activation]
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return F.relu6(self.norm(self.conv(x)))
+        return self._activation(self.norm(self.conv(x)))
 
 
 class DepthwiseConvBN(nn.Layer):
@@ -68,13 +74,14 @@ class DepthwiseConvBN(nn.Layer):
             bias_attr=False,
             data_format=data_format,
         )
-        self.norm = _batch_norm(unit.channels, data_format)
+        self.norm = batch_norm(unit.channels, data_format)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.norm(self.dwconv(x))
 
 
-def _batch_norm(channels: int, data_format: str) -> nn.BatchNorm2D:
+def batch_norm(channels: int, data_format: str) -> nn.BatchNorm2D:
+    """Batch norm as every HarDNet has it (momentum in Paddle's sense: kept of the old value)."""
     return nn.BatchNorm2D(channels, momentum=0.9, epsilon=1e-5, data_format=data_format)
 
 
@@ -93,7 +100,7 @@ class HarDBlock(nn.Layer):
         self.recompute = recompute
         self._axis = CHANNEL_AXIS[data_format]
         self.layers = nn.LayerList(
-            [_block_layer(layer, unit.depthwise, data_format) for layer in unit.plan.layers]
+            [_block_layer(unit, layer, data_format) for layer in unit.plan.layers]
         )
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -114,22 +121,23 @@ class HarDBlock(nn.Layer):
 
 
 class DepthwiseSeparable(nn.Layer):
-    """A block layer of the "ds" networks: pointwise with ReLU6, then depthwise without."""
+    """A block layer of the "ds" networks: pointwise with activation, then depthwise without."""
 
-    def __init__(self, layer: LayerPlan, data_format: str = "NCHW") -> None:
+    def __init__(self, parts: list[tuple[str, Unit]], data_format: str = "NCHW") -> None:
         super().__init__()
-        for name, unit in block_layer_units(layer, depthwise=True):
+        for name, unit in parts:
             self.add_sublayer(name, make_unit(unit, data_format))
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.layer2(self.layer1(x))
 
 
-def _block_layer(layer: LayerPlan, depthwise: bool, data_format: str) -> nn.Layer:
-    if depthwise:
-        return DepthwiseSeparable(layer, data_format)
-    ((_, unit),) = block_layer_units(layer, depthwise=False)
-    return ConvBNReLU6(unit, data_format)
+def _block_layer(block: BlockUnit, layer: LayerPlan, data_format: str) -> nn.Layer:
+    parts = block_layer_units(block, layer)
+    if block.depthwise:
+        return DepthwiseSeparable(parts, data_format)
+    ((_, unit),) = parts
+    return make_unit(unit, data_format)
 
 
 def _recompute(block: HarDBlock, x: paddle.Tensor) -> paddle.Tensor:
@@ -163,12 +171,18 @@ def _frozen_statistics(layer: nn.Layer) -> Iterator[None]:
 def make_unit(unit: Unit, data_format: str, recompute: bool = False) -> nn.Layer:
     """Build the layer a unit of the plan describes."""
     if isinstance(unit, ConvUnit):
-        return ConvBNReLU6(unit, data_format)
+        return ConvBNAct(unit, data_format)
     if isinstance(unit, DepthwiseUnit):
         return DepthwiseConvBN(unit, data_format)
     if isinstance(unit, BlockUnit):
         return HarDBlock(unit, data_format, recompute)
     if isinstance(unit, PoolUnit):
-        return nn.MaxPool2D(unit.kernel, unit.stride, unit.padding, data_format=data_format)
+        return nn.MaxPool2D(
+            unit.kernel,
+            unit.stride,
+            unit.padding,
+            ceil_mode=unit.ceil_mode,
+            data_format=data_format,
+        )
     assert isinstance(unit, DropoutUnit), unit
     return nn.Dropout(unit.p)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["relu", "relu6"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,7 @@ class Stage:
     out_channels: int  # after the 1x1 transition
     downsample: bool  # halve the map after the transition
     dropout: float = 0.0  # between the block and its transition
+    ceil_mode: bool = False  # round the halved map up; of pooling, not of strided convolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,7 @@ class HarDNetSpec:
     multiplier: float  # m in the paper
     dropout: float  # before the classifier
     stages: tuple[Stage, ...]
+    activation: Activation = "relu6"
 
 
 def _stages(*rows: tuple[int, int, int, bool], last_dropout: float = 0.0) -> tuple[Stage, ...]:
@@ -141,12 +146,13 @@ def plan_block(in_channels: int, growth: int, multiplier: float, layers: int) ->
 
 @dataclass(frozen=True)
 class ConvUnit:
-    """Convolution without bias, batch norm, ReLU6."""
+    """Convolution without bias, batch norm, activation."""
 
     in_channels: int
     out_channels: int
     kernel: int
     stride: int = 1
+    activation: Activation = "relu6"
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,7 @@ class PoolUnit:
     kernel: int
     padding: int
     stride: int = 2
+    ceil_mode: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,7 @@ class BlockUnit:
     plan: BlockPlan
     depthwise: bool
     stride: int = 1
+    activation: Activation = "relu6"
 
     @property
     def out_channels(self) -> int:
@@ -199,16 +207,19 @@ def plan_units(spec: HarDNetSpec, in_channels: int = 3) -> list[Unit]:
     return list(_stem_units(spec, in_channels)) + list(_stage_units(spec))
 
 
-def _downsampling(spec: HarDNetSpec, channels: int, kernel: int, padding: int) -> Unit:
+def _downsampling(
+    spec: HarDNetSpec, channels: int, kernel: int, padding: int, ceil_mode: bool = False
+) -> Unit:
     if spec.depthwise:
         return DepthwiseUnit(channels, stride=2)
-    return PoolUnit(channels, kernel, padding)
+    return PoolUnit(channels, kernel, padding, ceil_mode=ceil_mode)
 
 
 def _stem_units(spec: HarDNetSpec, in_channels: int) -> Iterator[Unit]:
     first, second = spec.stem
-    yield ConvUnit(in_channels, first, kernel=3, stride=2)
-    yield ConvUnit(first, second, kernel=1 if spec.depthwise else 3)
+    kernel = 1 if spec.depthwise else 3
+    yield ConvUnit(in_channels, first, kernel=3, stride=2, activation=spec.activation)
+    yield ConvUnit(first, second, kernel=kernel, activation=spec.activation)
     yield _downsampling(spec, second, kernel=3, padding=1)
 
 
@@ -216,13 +227,13 @@ def _stage_units(spec: HarDNetSpec) -> Iterator[Unit]:
     channels = spec.stem[-1]
     for stage in spec.stages:
         block = plan_block(channels, stage.growth, spec.multiplier, stage.layers)
-        yield BlockUnit(block, spec.depthwise)
+        yield BlockUnit(block, spec.depthwise, activation=spec.activation)
         if stage.dropout:
             yield DropoutUnit(block.out_channels, stage.dropout)
         channels = stage.out_channels
-        yield ConvUnit(block.out_channels, channels, kernel=1)
+        yield ConvUnit(block.out_channels, channels, kernel=1, activation=spec.activation)
         if stage.downsample:
-            yield _downsampling(spec, channels, kernel=2, padding=0)
+            yield _downsampling(spec, channels, 2, padding=0, ceil_mode=stage.ceil_mode)
 
 
 @dataclass(frozen=True)
@@ -250,9 +261,8 @@ def output_size(units: list[Unit], size: int) -> int:
     """Return the side of the last map for an input side of `size` pixels; 0 if none is left."""
     for unit in units:
         if isinstance(unit, PoolUnit):
-            size = max(0, size + 2 * unit.padding - unit.kernel) // 2 + (
-                size + 2 * unit.padding >= unit.kernel
-            )
+            room = size + 2 * unit.padding - unit.kernel
+            size = (max(0, room) + unit.ceil_mode) // 2 + (room >= 0)
         else:
             size = -(-size // unit.stride)
     return size
@@ -271,7 +281,7 @@ def expected_shapes(spec: HarDNetSpec, class_num: int) -> dict[str, tuple[int, .
     shapes: dict[str, tuple[int, ...]] = {}
     units = plan_units(spec)
     for index, unit in enumerate(units):
-        shapes |= _unit_shapes(f"base.{index}", unit)
+        shapes |= unit_shapes(f"base.{index}", unit)
     if class_num:
         head = f"base.{len(units)}.3"
         shapes[f"{head}.weight"] = (units[-1].out_channels, class_num)
@@ -279,32 +289,33 @@ def expected_shapes(spec: HarDNetSpec, class_num: int) -> dict[str, tuple[int, .
     return shapes
 
 
-def _unit_shapes(prefix: str, unit: Unit) -> dict[str, tuple[int, ...]]:
+def unit_shapes(prefix: str, unit: Unit) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the tensors of one unit called `prefix`."""
     if isinstance(unit, ConvUnit):
         kernel = (unit.out_channels, unit.in_channels, unit.kernel, unit.kernel)
-        return {f"{prefix}.conv.weight": kernel} | _norm_shapes(prefix, unit.out_channels)
+        return {f"{prefix}.conv.weight": kernel} | norm_shapes(f"{prefix}.norm", unit.out_channels)
     if isinstance(unit, DepthwiseUnit):
         kernel = (unit.channels, 1, 3, 3)
-        return {f"{prefix}.dwconv.weight": kernel} | _norm_shapes(prefix, unit.channels)
+        return {f"{prefix}.dwconv.weight": kernel} | norm_shapes(f"{prefix}.norm", unit.channels)
     shapes: dict[str, tuple[int, ...]] = {}
     if isinstance(unit, BlockUnit):
         for index, layer in enumerate(unit.plan.layers):
-            for name, part in block_layer_units(layer, unit.depthwise):
+            for name, part in block_layer_units(unit, layer):
                 dotted = f".{name}" if name else ""
-                shapes |= _unit_shapes(f"{prefix}.layers.{index}{dotted}", part)
+                shapes |= unit_shapes(f"{prefix}.layers.{index}{dotted}", part)
     return shapes
 
 
-def block_layer_units(layer: LayerPlan, depthwise: bool) -> list[tuple[str, Unit]]:
+def block_layer_units(block: BlockUnit, layer: LayerPlan) -> list[tuple[str, Unit]]:
     """Return the units of one layer of a block with their names below `layers.N`."""
-    if not depthwise:
-        return [("", ConvUnit(layer.in_channels, layer.out_channels, kernel=3))]
-    return [
-        ("layer1", ConvUnit(layer.in_channels, layer.out_channels, kernel=1)),
-        ("layer2", DepthwiseUnit(layer.out_channels)),
-    ]
+    kernel = 1 if block.depthwise else 3
+    conv = ConvUnit(layer.in_channels, layer.out_channels, kernel, activation=block.activation)
+    if not block.depthwise:
+        return [("", conv)]
+    return [("layer1", conv), ("layer2", DepthwiseUnit(layer.out_channels))]
 
 
-def _norm_shapes(prefix: str, channels: int) -> dict[str, tuple[int, ...]]:
+def norm_shapes(prefix: str, channels: int) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the tensors of a batch norm called `prefix`."""
     names = ("weight", "bias", "_mean", "_variance")
-    return {f"{prefix}.norm.{name}": (channels,) for name in names}
+    return {f"{prefix}.{name}": (channels,) for name in names}

@@ -1,0 +1,1 @@
+"""Detectors on HarDNet trunks. Importing `ssd` registers them."""

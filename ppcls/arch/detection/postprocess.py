@@ -1,0 +1,224 @@
+"""From raw predictions to detections, all images and classes at once, with Paddle's operators.
+
+Source: PingoLH/PytorchSSD-HarDNet (MIT), files `layers/functions/detection.py` and `test.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, _C_ops, nn
+from paddle.framework import LayerHelper, in_dynamic_or_pir_mode
+
+from ppcls.arch.detection.boxes import decode
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostProcessConfig:
+    """Which boxes are kept."""
+
+    score: float = 0.02  # only above
+    iou: float = 0.45  # of the same class: above, the lower score goes
+    per_class: int = 50  # highest scores of a class, after suppression
+    per_image: int = 200  # highest scores of all classes; those equal to the last one stay too
+    background: float = 0.9  # a box is only looked at below this background score
+    # Until December 2019 the official code counted pixels, (x2 - x1 + 1), in the IoU, and had no
+    # background filter (`background` above 1 turns it off); its published AP is of that time.
+    legacy_pixels: bool = False
+    # Only speed: suppression first tries so many times `per_class` of the best boxes of a class,
+    # and takes all when that was too few. 0 takes all at once: no branch in an exported graph.
+    first_try: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("per_class", "per_image"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)!r}")
+        for name in ("score", "iou", "background", "first_try"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)!r}")
+
+
+COCO = PostProcessConfig()
+VOC = PostProcessConfig(score=0.03, per_image=300)
+TRAINING = PostProcessConfig(score=0.01)  # the official tests during training, COCO
+
+
+class PostProcess(nn.Layer):
+    """Softmax, decoding, per-class non-maximum suppression, limits.
+
+    class_num: classes including the background, class 0.
+    """
+
+    def __init__(self, class_num: int, config: PostProcessConfig = COCO) -> None:
+        super().__init__()
+        self.class_num, self.config = class_num, config
+
+    def forward(
+        self, loc: Tensor, conf: Tensor, priors: Tensor, image_sizes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return detections [K, 6] float32 and how many each image has, [B] int32.
+
+        loc: [B, P, 4] and conf: [B, P, C], raw. priors: [P, 4] centres. image_sizes: [B, 2],
+        (width, height) of the original images in pixels.
+
+        Rows are (class, score, x1, y1, x2, y2), corners in pixels of the original image and not
+        clipped to it; image by image, in an image by class, in a class by falling score.
+        """
+        conf = conf.astype("float32")
+        index = _hopeful(conf, self.config.score)
+        conf = paddle.gather(conf, index, axis=1)
+        boxes = decode(
+            paddle.gather(loc.astype("float32"), index, axis=1), paddle.gather(priors, index)
+        )
+        return self.select(boxes, F.softmax(conf, axis=-1), image_sizes)
+
+    def select(self, boxes: Tensor, scores: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """The part after softmax and decoding: boxes [B, P, 4] relative corners, scores [B, P, C].
+
+        Returns what `forward` does.
+        """
+        sizes = image_sizes.astype("float32")
+        pixels = boxes * paddle.concat([sizes, sizes], axis=1).unsqueeze(1)
+        is_kept = (scores[:, :, :1] < self.config.background).astype("float32")
+        by_class = paddle.transpose(scores * is_kept, [0, 2, 1])
+        return self._limit(*self._suppress(pixels, by_class))
+
+    def _suppress(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return at least the first `per_class` detections of each class, padded (`_padded`)."""
+        config = self.config
+
+        def attempt(best: int) -> tuple[Tensor, Tensor]:
+            rules = config.score, config.iou, config.legacy_pixels
+            return _padded(*suppress(boxes, scores, *rules, best))
+
+        if not config.first_try:
+            return attempt(-1)
+        best = config.first_try * config.per_class
+        rows, counts = attempt(best)
+        given = (scores[:, 1:] > config.score).astype("int64").sum(axis=2)  # [B, C - 1]
+        # The first rows kept of the best boxes are the first kept of all.
+        is_short = paddle.logical_and(given > best, self._kept(rows, counts) < config.per_class)
+        return paddle.static.nn.cond(is_short.any(), lambda: attempt(-1), lambda: (rows, counts))
+
+    def _group(self, rows: Tensor, image: Tensor) -> Tensor:
+        """Return one number [K] per image and class, ascending like the rows."""
+        return image * self.class_num + rows[:, 0].astype("int64")
+
+    def _kept(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """Return how many rows each class but the background has in each image, [B, C - 1]."""
+        group = self._group(rows, _owner(counts, paddle.shape(rows)[0]))
+        table = _count(group, paddle.shape(counts)[0] * self.class_num)
+        return table.reshape([-1, self.class_num])[:-1, 1:]
+
+    def _limit(self, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the limits per class and per image, and take the padding away.
+
+        No limit reaches the one row of the image that is the padding.
+        """
+        images = paddle.shape(counts)[0]
+        image = _owner(counts, paddle.shape(rows)[0])
+        rank = _rank(self._group(rows, image), images * self.class_num)
+        is_kept = rank < self.config.per_class
+        rows, image = _take(is_kept, rows, image)
+        lowest = self._lowest_score(rows, image, images)
+        rows, image = _take(rows[:, 1] >= paddle.gather(lowest, image), rows, image)
+        return rows[:-1], _count(image, images).astype("int32")[:-1]
+
+    def _lowest_score(self, rows: Tensor, image: Tensor, images: Tensor) -> Tensor:
+        """Return the score [images] of the last row within the limit per image; 0 if all are."""
+        width = (self.class_num - 1) * self.config.per_class
+        table = paddle.zeros([images * width], "float32")
+        table = paddle.scatter(table, image * width + _rank(image, images), rows[:, 1])
+        limit = min(self.config.per_image, width)
+        return paddle.topk(table.reshape([-1, width]), limit, axis=1)[0][:, -1]
+
+
+def _hopeful(conf: Tensor, score: float) -> Tensor:
+    """Return the priors [K] of which any image may have a score above `score`, one at least.
+
+    A class cannot have the share `score` unless its exponential is at least `score` times the
+    background's. Mostly few priors are left, and no others need a softmax.
+    """
+    # Rounding must not lose one, hence 1e-3.
+    least = math.log(score) - 1e-3 if score > 0 else -math.inf
+    # The largest of classes 1 to C - 1: as pooling it is twice as fast as `max` of a slice.
+    classes = conf.shape[-1]
+    best = F.max_pool2d(conf.unsqueeze(1), (1, classes - 1), stride=1)[:, 0, :, 1]
+    is_hopeful = (best - conf[:, :, 0]).max(axis=0) > least
+    number = paddle.arange(paddle.shape(is_hopeful)[0])
+    return paddle.nonzero(paddle.logical_or(is_hopeful, number == 0)).flatten()
+
+
+def _padded(rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Add one more image with one row: not all of Paddle's operators take tensors of size 0."""
+    return (
+        paddle.concat([rows, paddle.zeros([1, 6])]),
+        paddle.concat([counts, paddle.ones([1], "int32")]),
+    )
+
+
+def suppress(
+    boxes: Tensor,
+    scores: Tensor,
+    score: float,
+    iou: float,
+    legacy_pixels: bool = False,
+    best: int = -1,
+) -> tuple[Tensor, Tensor]:
+    """Hard non-maximum suppression per class; class 0 is left out.
+
+    boxes: [B, P, 4] corners. scores: [B, C, P]. Returns rows (class, score, x1, y1, x2, y2) [K, 6],
+    by image, then class, then falling score, and how many each image has, [B] int32. A score must
+    be above `score`, an IoU above `iou` suppresses. `best` is how many boxes of a class are looked
+    at, those of the highest scores; -1: all.
+    """
+    # Paddle has the operator, as CPU kernel, but no public function for it. -1: no limit.
+    normalized, eta, background, no_limit = not legacy_pixels, 1.0, 0, -1
+    if in_dynamic_or_pir_mode():
+        rows, _, counts = _C_ops.multiclass_nms3(
+            boxes, scores, None, score, best, no_limit, iou, normalized, eta, background
+        )
+        return rows, counts
+    helper = LayerHelper("multiclass_nms3")
+    names = {"Out": "float32", "Index": "int32", "NmsRoisNum": "int32"}
+    outputs = {name: helper.create_variable_for_type_inference(t) for name, t in names.items()}
+    attrs = {
+        "score_threshold": score,
+        "nms_top_k": best,
+        "keep_top_k": no_limit,
+        "nms_threshold": iou,
+        "normalized": normalized,
+        "nms_eta": eta,
+        "background_label": background,
+    }
+    inputs = {"BBoxes": boxes, "Scores": scores}
+    helper.append_op(type="multiclass_nms3", inputs=inputs, attrs=attrs, outputs=outputs)
+    return outputs["Out"], outputs["NmsRoisNum"]
+
+
+def _owner(counts: Tensor, total: Tensor) -> Tensor:
+    """Return the number [K] int64 of the image each of `total` rows belongs to."""
+    ends = paddle.cumsum(counts.astype("int64"))
+    number = paddle.arange(total, dtype="int64")
+    return (number.unsqueeze(1) >= ends.unsqueeze(0)).astype("int64").sum(axis=1)
+
+
+def _count(group: Tensor, groups: Tensor) -> Tensor:
+    """Return how often each number below `groups` is in `group` [K] int64."""
+    zeros = paddle.zeros([groups], "int64")
+    return paddle.scatter_nd_add(zeros, group.unsqueeze(1), paddle.ones_like(group))
+
+
+def _rank(group: Tensor, groups: Tensor) -> Tensor:
+    """Return the place [K] of each row among those of its group, 0 first; groups ascend."""
+    counts = _count(group, groups)
+    starts = paddle.cumsum(counts) - counts
+    return paddle.arange(paddle.shape(group)[0], dtype="int64") - paddle.gather(starts, group)
+
+
+def _take(mask: Tensor, rows: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    index = paddle.nonzero(mask).flatten()
+    return paddle.gather(rows, index), paddle.gather(image, index)
