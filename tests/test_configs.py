@@ -9,16 +9,23 @@ import numpy as np
 import pytest
 
 from ppcls.arch import build_model
+from ppcls.data.datasets import DATASETS
 from ppcls.data.loader import build_eval_loader, build_train_loader
-from ppcls.data.transforms import build_transforms
+from ppcls.data.transforms import build_box_transforms, build_transforms
+from ppcls.engine.build import build_task
 from ppcls.engine.config import load_recipe
+from ppcls.engine.detection import DetectionTask
+from ppcls.engine.precision import Precision
 from ppcls.loss import build_loss
 from ppcls.metric import build_metric
+from ppcls.metric.detection import build_detection_metrics
 from ppcls.optimizer import build_optimizer, build_schedule
 from ppcls.utils.errors import ConfigError
 
 FOLDER = Path(__file__).parents[1] / "configs" / "HarDNet"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
+CLASSIFIERS = [path for path in RECIPES if not path.stem.startswith("SSD")]
+DETECTORS = [path for path in RECIPES if path.stem.startswith("SSD")]
 NETWORKS = ("HarDNet39_ds", "HarDNet68", "HarDNet68_ds", "HarDNet85")
 
 # PaddleClas 2.6's own recipe of HarDNet68, with the label smoothing many of its recipes have.
@@ -216,7 +223,7 @@ def test_there_are_recipes():
     assert {path.stem for path in RECIPES} >= {*NETWORKS, "HarDNet39_ds_digits"}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CLASSIFIERS, ids=lambda path: path.stem)
 def test_recipes_build(path, data):
     recipe = load(path, data(path))
     model, train, evaluation = build_all(recipe)
@@ -238,6 +245,50 @@ def test_recipes_start_with_a_comment_that_holds_their_command(path):
     comment = text[: text.index("\n\n")]
     assert all(line.startswith("#") for line in comment.splitlines())
     assert f"tools/train.py -c configs/HarDNet/{path.name}" in comment
+
+
+@pytest.mark.parametrize("path", DETECTORS, ids=lambda path: path.stem)
+def test_detection_recipes_build(path):
+    """All but the data sets, whose own transforms are built from their lists."""
+    recipe = load(path)
+    precision = Precision(recipe.AMP, "cpu")
+    task = build_task(recipe, precision)
+    assert isinstance(task, DetectionTask)
+    assert build_detection_metrics(recipe.Metric.Eval, "Metric.Eval")
+    for phase in ("Train", "Eval"):
+        dataset = getattr(recipe.DataLoader, phase).dataset
+        build_box_transforms(dataset["transform_ops"], f"{phase}.transform_ops")
+        assert dataset["name"] in DATASETS
+    size = recipe.Arch["size"]
+    assert recipe.Global.image_shape == [3, size, size]
+    schedule = build_schedule(
+        recipe.Optimizer["lr"],
+        "Optimizer.lr",
+        epochs=recipe.Global.epochs,
+        steps_per_epoch=2,
+    )
+    assert 0 < schedule.at(1) <= recipe.Optimizer["lr"]["learning_rate"]
+
+
+@pytest.mark.parametrize("data", ["coco", "voc"])
+def test_detection_recipes_are_the_official(data):
+    for path in [p for p in DETECTORS if p.stem.endswith(data)]:
+        recipe = load_recipe(path, (), 4)[0]
+        epochs = {"coco": 150, "voc": 300}[data]
+        assert recipe.Global.epochs == epochs
+        assert recipe.DataLoader.Train.sampler.batch_size * 4 == 32
+        section = recipe.Optimizer
+        assert (section["name"], section["momentum"]) == ("Momentum", 0.9)
+        assert not section.get("use_nesterov", False)
+        assert section["regularizer"]["coeff"] == {"coco": 1e-4, "voc": 5e-4}[data]
+        schedule = build_schedule(section["lr"], "lr", epochs=epochs, steps_per_epoch=10)
+        rates = {0.0: 4e-3, 0.59: 4e-3, 0.61: 4e-4, 0.79: 4e-4, 0.81: 4e-5, 0.91: 4e-6}
+        for part, rate in rates.items():
+            assert schedule.at(round(part * epochs * 10)) == pytest.approx(rate)
+        assert recipe.Arch["class_num"] == {"coco": 81, "voc": 21}[data]
+        assert recipe.Arch["priors"] == data
+        assert recipe.Infer.Detection.per_image == {"coco": 200, "voc": 300}[data]
+    assert len([p for p in DETECTORS if p.stem.endswith(data)]) == 4
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, "HarDNet68_best_v2"])

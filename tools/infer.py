@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Classify an image, the images of a list, or those of a folder."""
+"""Classify images, or detect objects in them: an image, those of a list, or those of a folder."""
 
 import _bootstrap  # noqa: F401
 
@@ -13,9 +13,11 @@ def infer(args):
     runtime_note = runtime.import_paddle()
     from ppcls.engine import build
     from ppcls.engine.classify import classify
+    from ppcls.engine.detect import detect
 
     session = build.open_session(args.config, args.override, runtime_note)
-    return {"images": classify(session)}
+    is_detection = session.recipe.Global.task == "detection"
+    return {"images": detect(session) if is_detection else classify(session)}
 
 
 def main(argv=None) -> int:

@@ -16,17 +16,26 @@ from paddle import nn
 from ppcls.arch import build_model
 from ppcls.arch.registry import canonical_name
 from ppcls.arch.weights import load_pretrained
+from ppcls.data.datasets.detection import DetectionDataset
 from ppcls.data.loader import Loader, build_eval_loader, build_train_loader
 from ppcls.engine import parallel, resume
 from ppcls.engine.checkpoint import Checkpointer, Progress
 from ppcls.engine.config import Recipe, load_recipe
-from ppcls.engine.evaluator import EvalResult, Evaluator, logits_of
+from ppcls.engine.detection import (
+    DetectionEvaluator,
+    DetectionResult,
+    DetectionTask,
+    build_multibox,
+    check_detector,
+)
+from ppcls.engine.evaluator import EvalResult, Evaluator
 from ppcls.engine.logbook import Logbook, check_visualdl, format_values
 from ppcls.engine.precision import Precision
-from ppcls.engine.task import ClassificationTask
+from ppcls.engine.task import ClassificationTask, Task
 from ppcls.engine.trainer import Trainer
 from ppcls.loss import build_loss
 from ppcls.metric import build_metric
+from ppcls.metric.detection import build_detection_metrics
 from ppcls.optimizer import build_optimizer, build_schedule
 from ppcls.utils import distributed, schema, seeding
 from ppcls.utils import logger as log
@@ -103,13 +112,55 @@ def to_static(session: Session, model: nn.Layer) -> nn.Layer:
     return paddle.jit.to_static(model, input_spec=spec, full_graph=True)
 
 
-def build_evaluator(session: Session, precision: Precision) -> Evaluator:
+def build_task(recipe: Recipe, precision: Precision) -> Task:
+    """Build what a training step computes, with `Loss.Train` and `Metric.Train`."""
+    shape = recipe.Global.image_shape
+    if recipe.Global.task == "detection":
+        loss, weight = build_multibox(recipe.Loss.Train, "Loss.Train")
+        if recipe.Metric.Train:
+            raise ConfigError("Metric.Train: expected none for a detector, got a list")
+        return DetectionTask(loss, weight, precision, shape)
+    metric = build_metric(recipe.Metric.Train, "Metric.Train", recipe.class_num)
+    return ClassificationTask(build_loss(recipe.Loss.Train, "Loss.Train"), metric, precision, shape)
+
+
+def build_evaluator(session: Session, precision: Precision) -> Evaluator | DetectionEvaluator:
     """Build evaluation on `DataLoader.Eval` with `Loss.Eval` and `Metric.Eval`."""
     recipe = session.recipe
+    if recipe.Global.task == "detection":
+        return _detection_evaluator(recipe, precision)
     loader = _loader(build_eval_loader, recipe, "Eval")
     loss = build_loss(recipe.Loss.Eval or [{"CELoss": {}}], "Loss.Eval")
     metric = build_metric(recipe.Metric.Eval, "Metric.Eval", recipe.class_num)
     return Evaluator(loader, loss, metric, precision, recipe.Global.print_batch_step)
+
+
+def _detection_evaluator(recipe: Recipe, precision: Precision) -> DetectionEvaluator:
+    metrics = build_detection_metrics(recipe.Metric.Eval, "Metric.Eval")
+    if not metrics:
+        raise ConfigError("Metric.Eval: expected COCOMetric or VOCMetric, found none")
+    loader = _loader(build_eval_loader, recipe, "Eval")
+    _check_dataset(loader, recipe, "Eval")
+    folder = recipe.Global.results_dir
+    return DetectionEvaluator(
+        loader,
+        metrics,
+        recipe.Infer.Detection,
+        precision,
+        recipe.Global.print_batch_step,
+        Path(folder) if folder else None,
+    )
+
+
+def _check_dataset(loader: Loader, recipe: Recipe, phase: str) -> None:
+    """Raise ConfigError when a data set is of another kind than `Global.task`."""
+    is_detection = isinstance(loader.dataset, DetectionDataset)
+    if is_detection != (recipe.Global.task == "detection"):
+        kind = "boxes" if is_detection else "one label per image"
+        raise ConfigError(
+            f"DataLoader.{phase}.dataset: expected a data set for Global.task: "
+            f"{recipe.Global.task}, got one with {kind}"
+        )
 
 
 def build_trainer(session: Session) -> Trainer:
@@ -126,15 +177,15 @@ def build_trainer(session: Session) -> Trainer:
     if recipe.Global.use_visualdl:
         check_visualdl()
     precision = Precision(recipe.AMP, session.device)
-    loss = build_loss(recipe.Loss.Train, "Loss.Train")
-    metric = build_metric(recipe.Metric.Train, "Metric.Train", recipe.class_num)
+    task = build_task(recipe, precision)
     evaluator = build_evaluator(session, precision) if recipe.Global.eval_during_train else None
     global_batch = resume.global_batch_size(recipe, resumed) if recipe.DataLoader.Train else None
     loader = _loader(build_train_loader, recipe, "Train", global_batch_size=global_batch)
     if resumed is not None:
         resume.check_same_data(resumed, len(loader.dataset))
     model = build_network(session, new_head=True)
-    _rehearse(model, loader, recipe)
+    _check_dataset(loader, recipe, "Train")
+    _rehearse(model, loader, recipe, task)
     if "lr" not in recipe.Optimizer:
         raise ConfigError("Optimizer.lr: expected a learning-rate schedule, found none")
     schedule = build_schedule(
@@ -160,7 +211,7 @@ def build_trainer(session: Session) -> Trainer:
         recipe.Global,
         model=to_static(session, model),
         loader=loader,
-        task=ClassificationTask(loss, metric, precision, recipe.Global.image_shape),
+        task=task,
         optimizer=optimizer,
         schedule=schedule,
         precision=precision,
@@ -172,7 +223,7 @@ def build_trainer(session: Session) -> Trainer:
     )
 
 
-def _rehearse(model: nn.Layer, loader: Loader, recipe: Recipe) -> None:
+def _rehearse(model: nn.Layer, loader: Loader, recipe: Recipe, task: Task) -> None:
     """Find out before a folder is opened whether the network takes what the loader gives.
 
     Raises DataError for a first image that cannot be used, UserError for one the network refuses
@@ -191,13 +242,8 @@ def _rehearse(model: nn.Layer, loader: Loader, recipe: Recipe) -> None:
         raise DataError("DataLoader.Train: expected at least one usable image, found none")
     model.eval()
     with paddle.no_grad():
-        logits = logits_of(model, paddle.to_tensor(sample.image[None]))
+        task.rehearse(model, paddle.to_tensor(sample.image[None]), recipe.class_num)
     model.train()
-    if logits.shape[1] != recipe.class_num:
-        raise UserError(
-            f"Arch: expected logits of {recipe.class_num} classes (Arch.class_num), "
-            f"got {logits.shape[1]}"
-        )
 
 
 def check_writable(folder: Path) -> None:
@@ -227,13 +273,10 @@ def _open_folder(
                 f"Global.output_dir: expected a folder that can be written, "
                 f"but {folder}: {error.strerror}"
             ) from error
-        had_run = (folder / "latest.pdstates").exists()
         atomic_write_text(folder / "config.yaml", recipe.to_yaml())
         logger.info("the run's folder: %s", folder)
         if checkpointer.take_over() and resumed is not None:
             keep_bytes = resumed.metrics_bytes
-        elif had_run:
-            logger.warning("%s holds an earlier run, which this one replaces", folder)
         _log_start(recipe, checkpointer, resumed)
     return Logbook(folder, keep_bytes=keep_bytes, use_visualdl=recipe.Global.use_visualdl)
 
@@ -269,7 +312,7 @@ def _loader(
     )
 
 
-def evaluate(session: Session) -> EvalResult:
+def evaluate(session: Session) -> EvalResult | DetectionResult:
     """Evaluate `Global.pretrained_model` on `DataLoader.Eval`, and log the result.
 
     Raises UserError when no weights are named: an untrained network has nothing to measure.
@@ -279,6 +322,8 @@ def evaluate(session: Session) -> EvalResult:
     precision = Precision(recipe.AMP, session.device)
     evaluator = build_evaluator(session, precision)
     model = build_network(session)
+    if recipe.Global.task == "detection":
+        check_detector(model)
     precision.prepare(model)
     result = evaluator.evaluate(to_static(session, model))
     values = format_values({**result.losses, **result.metrics})

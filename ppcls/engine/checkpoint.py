@@ -252,13 +252,19 @@ class Checkpointer:
             raise UserError(f"{where}: expected the state of {wanted}, found that of {found}")
 
     def take_over(self) -> bool:
-        """Make the folder this run's: remove what a killed writer left, finish the names of the
-        set gone on with. For rank 0, once all ranks have loaded.
+        """Make the folder this run's, for rank 0, once all ranks have loaded.
 
-        Returns whether that set is one of this folder.
+        Removes what a killed writer left. If the set gone on with is one of this folder, finishes
+        its names; else moves what an earlier run left here into the folder `earlier`. Returns which
+        of the two.
         """
         self.store.clean()
-        return self._resumed is not None and self.store.adopt(self._resumed)
+        if self._resumed is not None and self.store.adopt(self._resumed):
+            return True
+        if self.store.retire():
+            earlier = self.folder / "earlier"
+            logger.warning("%s held an earlier run, which is now in %s", self.folder, earlier)
+        return False
 
 
 def state_arrays(model: nn.Layer) -> dict[str, Any]:

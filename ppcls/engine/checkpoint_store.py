@@ -35,6 +35,7 @@ SUFFIXES = (".pdparams", ".pdopt", ".pdstates")
 MANIFEST = ".json"
 _MANIFEST_SCHEMA = 1
 _MAX_MANIFEST_BYTES = 1 << 20
+_TAG_FILE = re.compile(r"(latest|best_model|epoch_\d+)\.(pdparams|pdopt|pdstates|json)")
 _SET_NAME = re.compile(r"save_(\d{6,})\.json")
 # What a file system answers that has no hard links, or no more of them.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
@@ -142,6 +143,26 @@ class CheckpointStore:
         for path in sets.glob("save_*"):
             if path.stem not in finished:
                 path.unlink(missing_ok=True)
+
+    def retire(self) -> bool:
+        """Move an earlier run's checkpoints and records into the folder `earlier`, over what is
+        there, so that nothing of them is taken for this run's. Returns whether there were any.
+        """
+        # The sets first: without them nobody goes on with that run by itself.
+        found = [self.folder / "sets", self.folder / "metrics.jsonl"]
+        found += [path for path in self.folder.iterdir() if _TAG_FILE.fullmatch(path.name)]
+        found = [path for path in found if path.exists()]
+        if not any(_TAG_FILE.fullmatch(path.name) or path.name == "sets" for path in found):
+            return False
+        earlier = self.folder / "earlier"
+        try:
+            shutil.rmtree(earlier, ignore_errors=True)
+            earlier.mkdir()
+            for path in found:
+                os.replace(path, earlier / path.name)
+        except OSError as error:
+            raise JobError(f"{earlier}: writing failed: {error.strerror}") from error
+        return True
 
     # Reading
 

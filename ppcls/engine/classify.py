@@ -38,13 +38,8 @@ def classify(session: Session) -> list[dict[str, Any]]:
             f"Infer.PostProcess.topk: expected at most {recipe.class_num} (Arch.class_num), "
             f"got {post.topk}"
         )
-    if not recipe.Infer.infer_imgs:
-        raise UserError(
-            "Infer.infer_imgs: expected an image, a list or a folder, found none; "
-            "type -o Infer.infer_imgs=PATH"
-        )
+    paths = images_to_infer(recipe)
     require_weights(session)
-    paths = list_images(Path(recipe.Infer.infer_imgs))
     names = _class_names(post, recipe.class_num)
     transforms = _transforms(recipe)
     precision = Precision(recipe.AMP, session.device)
@@ -60,6 +55,16 @@ def classify(session: Session) -> list[dict[str, Any]]:
             results.append(_top(path, row, post.topk, names))
             logger.info("%s", _line(results[-1]))
     return results
+
+
+def images_to_infer(recipe: Recipe) -> list[Path]:
+    """Return the images `Infer.infer_imgs` means. Raises UserError when there are none."""
+    if not recipe.Infer.infer_imgs:
+        raise UserError(
+            "Infer.infer_imgs: expected an image, a list or a folder, found none; "
+            "type -o Infer.infer_imgs=PATH"
+        )
+    return list_images(Path(recipe.Infer.infer_imgs))
 
 
 def list_images(path: Path) -> list[Path]:
@@ -136,14 +141,19 @@ def _packaged(path: str) -> Path:
     return Path(path)
 
 
-def _transforms(recipe: Recipe) -> Compose:
+def inference_transforms(recipe: Recipe) -> tuple[list, str]:
+    """Return `Infer.transforms`, or else those of the evaluation, and where they stand."""
     entries, where = recipe.Infer.transforms, "Infer.transforms"
     if entries is None and recipe.DataLoader.Eval is not None:
         entries = recipe.DataLoader.Eval.dataset.get("transform_ops")
         where = "DataLoader.Eval.dataset.transform_ops"
     if entries is None:
         raise ConfigError("Infer.transforms: expected a list of transforms, found none")
-    built = build_transforms(entries, where).transforms
+    return entries, where
+
+
+def _transforms(recipe: Recipe) -> Compose:
+    built = build_transforms(*inference_transforms(recipe)).transforms
     is_chw = any(isinstance(transform, ToCHWImage) for transform in built)
     return Compose(built if is_chw else [*built, ToCHWImage()])
 

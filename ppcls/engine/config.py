@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import yaml
 
+from ppcls.arch.detection.postprocess import PostProcessConfig as DetectionConfig
 from ppcls.data.loader import DataLoaderConfig
 from ppcls.utils import config as config_file
 from ppcls.utils import schema
@@ -40,7 +41,7 @@ class GlobalConfig:
     save_interval_steps: int | None = None  # steps between saves inside an epoch
     keep_last: int = 2  # newest checkpoints kept, the one before the newest as its fallback
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is not finite
-    max_nonfinite: int = 20  # with `skip`: so many updates are left out, one more ends the run
+    max_nonfinite: int = 20  # updates that may be left out (by a loss scaler: in a row)
     check_ranks_interval: int = 100  # steps between comparisons of the ranks' weights; 0: never
     eval_during_train: bool = True
     eval_interval: int = 1  # epochs
@@ -50,8 +51,9 @@ class GlobalConfig:
     to_static: bool = False  # compile the network with paddle.jit.to_static
     image_shape: list[int] = field(default_factory=lambda: [3, 224, 224])  # C, H, W
     save_inference_dir: str = "./inference"  # where an export goes
-    eval_mode: Literal["classification"] = "classification"
-    task: Literal["classification"] = "classification"
+    results_dir: str | None = None  # detection: where an evaluation writes what it found
+    eval_mode: Literal["classification", "detection"] = "classification"
+    task: Literal["classification", "detection"] = "classification"
     use_dali: Literal[False] = False  # PaddleClas's key; this project has no DALI pipeline
 
     def __post_init__(self) -> None:
@@ -131,9 +133,15 @@ class InferConfig:
     batch_size: int = 10
     transforms: list | None = None
     PostProcess: PostProcessConfig = field(default_factory=PostProcessConfig)
+    Detection: DetectionConfig = field(default_factory=DetectionConfig)  # which boxes are kept
+    threshold: float = 0.5  # detection: scores from which boxes are drawn and logged
+    label_list: str | None = None  # detection: names of the labels 1, 2..., one a line
+    output_dir: str = "./output/infer"  # detection: where pictures with boxes go
 
     def __post_init__(self) -> None:
         schema.at_least(1, batch_size=self.batch_size)
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold: expected a number from 0 to 1, got {self.threshold}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +183,9 @@ class Recipe:
 
     @property
     def class_num(self) -> int:
-        return schema.coerce(self.Arch.get("class_num", 1000), int, "Arch.class_num")
+        """Classes of the network; a detector counts the background too."""
+        default = {"classification": 1000, "detection": 81}[self.Global.task]
+        return schema.coerce(self.Arch.get("class_num", default), int, "Arch.class_num")
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the recipe with every default filled in, as plain values a YAML file can hold."""

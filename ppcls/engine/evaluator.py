@@ -84,6 +84,11 @@ class Evaluator:
         self.precision = precision
         self.print_step = print_step
 
+    @property
+    def deciding(self) -> str:
+        """The metric that chooses the best model: top-1, or else the first of the recipe."""
+        return "top1" if "top1" in self.metric.names else self.metric.names[0]
+
     @paddle.no_grad()
     def evaluate(
         self, model: nn.Layer, before_batch: Callable[[], None] = lambda: None

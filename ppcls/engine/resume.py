@@ -17,8 +17,8 @@ from ppcls.utils.errors import ConfigError, JobError
 
 logger = logging.getLogger("ppcls")
 
-# What may differ from the run that is gone on with: none of it changes a computed number, or it is
-# about what follows. README.md lists them for users.
+# What may differ from the run that is gone on with: it changes no computed number, or is about what
+# follows (`max_steps` counts the epoch it cuts short as done). README.md lists them for users.
 MAY_CHANGE = (
     *(f"Global.{key}" for key in ("output_dir", "device", "pretrained_model", "checkpoints")),
     *(f"Global.{key}" for key in ("auto_resume", "max_steps", "print_batch_step", "keep_last")),
@@ -70,7 +70,7 @@ def check_same_recipe(checkpoint: Checkpoint, recipe: Recipe) -> None:
         raise ConfigError(
             f"{recipe.source}: expected the recipe of the run to go on with, "
             f"{checkpoint.files.stem}, but {'; '.join(differing)} (to start anew from its weights: "
-            "-o Global.pretrained_model=...)"
+            "-o Global.pretrained_model=... and another Global.output_dir)"
         )
 
 

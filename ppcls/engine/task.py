@@ -13,6 +13,7 @@ from ppcls.engine.evaluator import logits_of
 from ppcls.engine.precision import Precision
 from ppcls.loss import CombinedLoss
 from ppcls.metric import MetricGroup
+from ppcls.utils.errors import UserError
 
 
 class StepResult(NamedTuple):
@@ -35,11 +36,18 @@ class Task(Protocol):
     """A kind of network in training.
 
     names: of all results, in the order of the log.
+    rehearse: raises UserError when the network does not take an image, or gives something else.
+    gradient_factor: what the gradient, a mean over the `planned` images, is multiplied by, now that
+    the sum of the divisors is known.
     divides_by_images: whether `divisor` is the number of images, which is known in advance.
     """
 
     names: list[str]
     divides_by_images: bool
+
+    def rehearse(self, model: nn.Layer, image: paddle.Tensor, class_num: int) -> None: ...
+
+    def gradient_factor(self, planned: int, divisor: int) -> float: ...
 
     def forward(self, network: nn.Layer, batch: Any) -> StepResult:
         """Compute the step of a batch that has images."""
@@ -64,6 +72,17 @@ class ClassificationTask:
         self.image_shape = list(image_shape)
         # Metrics first, then the losses, as PaddleClas prints them.
         self.names = [*metric.names, *loss.names, "loss"]
+
+    def rehearse(self, model: nn.Layer, image: paddle.Tensor, class_num: int) -> None:
+        logits = logits_of(model, image)
+        if logits.shape[1] != class_num:
+            raise UserError(
+                f"Arch: expected logits of {class_num} classes (Arch.class_num), "
+                f"got {logits.shape[1]}"
+            )
+
+    def gradient_factor(self, planned: int, divisor: int) -> float:
+        return planned / divisor if divisor else 0.0
 
     def forward(self, network: nn.Layer, batch: Batch) -> StepResult:
         count = len(batch.indices)

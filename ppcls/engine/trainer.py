@@ -19,6 +19,7 @@ from ppcls.engine import guards, parallel, rank_state
 from ppcls.engine.checkpoint import Checkpointer, Progress
 from ppcls.engine.clock import Clock
 from ppcls.engine.config import GlobalConfig
+from ppcls.engine.detection import DetectionEvaluator, DetectionResult
 from ppcls.engine.evaluator import EvalResult, Evaluator
 from ppcls.engine.logbook import Logbook, format_values
 from ppcls.engine.precision import Precision
@@ -93,7 +94,7 @@ class Trainer:
         precision: Precision,
         checkpointer: Checkpointer,
         logbook: Logbook,
-        evaluator: Evaluator | None = None,
+        evaluator: Evaluator | DetectionEvaluator | None = None,
         progress: Progress | None = None,
         own: RankState | None = None,
     ) -> None:
@@ -155,7 +156,7 @@ class Trainer:
         folder = self.checkpointer.folder
         best = progress.best_metric
         if best is not None:
-            name = self._deciding_metric() if self.evaluator else "metric"
+            name = self.evaluator.deciding if self.evaluator else "metric"
             logger.info("best %s: %.5f (epoch %d)", name, best, progress.best_epoch)
         logger.info("the result is in %s", folder)
         self.logbook.close()
@@ -259,7 +260,7 @@ class Trainer:
         seen, self._seen = self._seen, 0
         if not self.task.divides_by_images or self.loader.dataset.on_error == "skip":
             seen = round(parallel.sum_over_ranks({"seen": int(seen)})["seen"])
-            self._scale_gradients(planned / seen if seen else 0.0)
+            self._scale_gradients(self.task.gradient_factor(planned, seen))
         if self._may_update(where):
             self.precision.step(self.optimizer)
             if self._unchecked is not None:
@@ -405,7 +406,7 @@ class Trainer:
             return False
         return epoch % config.eval_interval == 0 or epoch == config.epochs or self._is_over()
 
-    def evaluate(self, epoch: int) -> EvalResult:
+    def evaluate(self, epoch: int) -> EvalResult | DetectionResult:
         """Evaluate the model as it is now, and write the result down."""
         assert self.evaluator is not None
         result = self.evaluator.evaluate(self.model, self._check_stop)
@@ -418,17 +419,12 @@ class Trainer:
         self.logbook.record("eval", {**place, **values, **counts})
         return result
 
-    def _deciding_metric(self) -> str:
-        """Top-1 chooses the best model; without it, the first metric of the recipe."""
+    def _keep_score(self, result: EvalResult | DetectionResult) -> bool:
         assert self.evaluator is not None
-        names = self.evaluator.metric.names
-        return "top1" if "top1" in names else names[0]
-
-    def _keep_score(self, result: EvalResult) -> bool:
         if not result.metrics:
             return False
-        value = result.metrics[self._deciding_metric()]
-        if self.progress.best_metric is not None and value <= self.progress.best_metric:
+        value, best = result.metrics[self.evaluator.deciding], self.progress.best_metric
+        if not math.isfinite(value) or (best is not None and value <= best):
             return False
         self.progress.best_metric = value
         self.progress.best_epoch = self.progress.epoch
@@ -438,6 +434,8 @@ class Trainer:
         """Save everything; the weights are known to be good, or this raises JobError."""
         self._check_finite()
         self._check_weights(self._place())
+        if self.config.check_ranks_interval:
+            guards.check_ranks_agree(self.model, self._place())
         self.progress.metrics_bytes = self.logbook.position()
         own = RankState(
             sums=rank_state.as_arrays(self._totals.values),

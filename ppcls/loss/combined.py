@@ -87,4 +87,10 @@ def _build_one(entry: Any, where: str) -> tuple[str, nn.Layer, float]:
     if weight < 0:
         raise ConfigError(f"{where}.{name}.weight: expected a number >= 0, got {weight!r}")
     own = {key: value for key, value in params.items() if key != "weight"}
-    return name, schema.build(factory, own, f"{where}.{name}"), weight
+    layer = schema.build(factory, own, f"{where}.{name}")
+    if not isinstance(getattr(layer, "reduction", None), str):
+        raise ConfigError(
+            f"{where}: expected a loss of logits and labels, got {name}, a detector's "
+            "(Global.task: detection)"
+        )
+    return name, layer, weight

@@ -213,16 +213,20 @@ def test_manifests_that_are_none(tmp_path, change, message, caplog):
     assert message in caplog.text
 
 
-def test_a_new_run_replaces_the_sets_of_an_old_one_with_its_first(tmp_path):
+def test_a_new_run_moves_an_old_one_aside(tmp_path):
     old = CheckpointStore(tmp_path, keep_last=3)
     for number in (1, 2, 3):
         write(old, number)
+    (tmp_path / "metrics.jsonl").write_text("{}")
     new = CheckpointStore(tmp_path, keep_last=3)
     new.clean()
-    assert new.serials() == [1, 2, 3]  # nothing is lost before there is something else
+    assert new.retire() and new.newest() is None
+    assert {path.name for path in tmp_path.iterdir()} == {"earlier"}
+    assert number_in(CheckpointStore(tmp_path / "earlier").newest().stem) == 3
+    assert (tmp_path / "earlier" / "metrics.jsonl").exists()
+    assert not new.retire()
     write(new, 9)
-    assert new.serials() == [4]
-    assert number_in(new.newest().stem) == 9
+    assert new.serials() == [1] and number_in(new.newest().stem) == 9
 
 
 def test_going_on_keeps_the_set_before_as_a_fallback(tmp_path):
