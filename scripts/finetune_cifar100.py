@@ -120,7 +120,7 @@ def make_loader(data: Any, args: argparse.Namespace, *, shuffle: bool) -> Any:
     return DataLoader(data, batch_sampler=sampler, num_workers=args.workers, return_list=True)
 
 
-def make_network(args: argparse.Namespace, arch: str) -> Any:
+def make_network(args: argparse.Namespace, arch: str, resumed: Any) -> Any:
     import paddle
 
     from ppcls.arch import create_model
@@ -129,7 +129,7 @@ def make_network(args: argparse.Namespace, arch: str) -> Any:
     paddle.seed(seeding.derive(args.seed, INITIAL_WEIGHTS_STREAM))
     network = create_model(arch, class_num=CLASSES)
     # A run that goes on has its own weights.
-    if args.weights != "none" and not saved_epoch(args.output / arch, args):
+    if args.weights != "none" and resumed is None:
         pretrained = True if args.weights == "published" else args.weights
         # What is only evaluated must bring its classifier along.
         load_pretrained(network, arch, pretrained, new_head=not args.evaluate)
@@ -151,21 +151,33 @@ def freeze_backbone(network: Any, frozen: bool) -> None:
             layer._use_global_stats = True if frozen else None
 
 
-def saved_epoch(folder: Path, args: argparse.Namespace) -> int:
-    """Return after how many epochs `--resume` goes on."""
-    from ppcls.utils.pdparams import load_paddle_file
+def find_checkpoint(args: argparse.Namespace, folder: Path) -> Any:
+    """Return what `--resume` goes on with, or None. Raises UserError for other settings."""
+    from ppcls.engine.checkpoint import newest_checkpoint
 
-    latest = folder / "latest.pdstates"
-    if not args.resume or not latest.exists():
-        return 0
-    states = load_paddle_file(latest)
-    epoch = states.get("epoch") if isinstance(states, dict) else None
-    if type(epoch) is not int or epoch < 0:
-        raise UserError(f"{latest}: expected the state of a run, found something else")
-    return epoch
+    checkpoint = newest_checkpoint(folder) if args.resume else None
+    if checkpoint is None:
+        return None
+    saved, wanted = checkpoint.states["recipe"], settings(args)
+    differing = [
+        f"--{key.replace('_', '-')} was {saved.get(key)!r}, is {value!r}"
+        for key, value in wanted.items()
+        if saved.get(key) != value
+    ]
+    if differing:
+        raise UserError(f"--resume: expected the settings of {folder}, but {'; '.join(differing)}")
+    return checkpoint
 
 
-def train(args: argparse.Namespace, model: Any, evaluation: Any, folder: Path) -> tuple[Any, dict]:
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments on which the result depends."""
+    names = ("arch", "image_size", "epochs", "batch_size", "lr", "weight_decay", "seed")
+    return {name: getattr(args, name) for name in (*names, "freeze_backbone")}
+
+
+def train(
+    args: argparse.Namespace, model: Any, evaluation: Any, folder: Path, resumed: Any
+) -> tuple[Any, dict]:
     """Train the head alone for `--freeze-backbone` epochs, then everything.
 
     Returns the Progress, and the scores of the last epoch, empty when there was nothing to train.
@@ -183,7 +195,7 @@ def train(args: argparse.Namespace, model: Any, evaluation: Any, folder: Path) -
     steps = len(loader)
     schedule = build_schedule(cosine, "--lr", epochs=args.epochs, steps_per_epoch=steps)
     middle = min(args.freeze_backbone, args.epochs)
-    saved = min(saved_epoch(folder, args), args.epochs)
+    saved = min(resumed.progress.epoch, args.epochs) if resumed else 0
     for start, end, part in ((0, middle, network.head), (middle, args.epochs, network)):
         if start == end or saved > end or is_over(args, progress):
             continue
@@ -198,10 +210,10 @@ def train(args: argparse.Namespace, model: Any, evaluation: Any, folder: Path) -
             name="all" if part is network else "head",
         )
         prepare(model, args, optimizer)
-        checkpointer = Checkpointer(folder, network, optimizer, {"script": str(vars(args))})
+        checkpointer = Checkpointer(folder, network, optimizer, settings(args))
         checkpointer.register("scaler", callbacks.ModelScaler(model))
         if start < saved <= end:
-            vars(progress).update(vars(checkpointer.load(folder / "latest")[0]))
+            vars(progress).update(vars(checkpointer.load(resumed)[0]))
             if distributed.rank() == 0:
                 checkpointer.take_over()
         if progress.epoch == end or is_over(args, progress):
@@ -261,12 +273,13 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     )
     folder = args.output / arch
     evaluation = make_loader(load_data(args, "test"), args, shuffle=False)
-    model = paddle.Model(make_network(args, arch))
+    resumed = find_checkpoint(args, folder)
+    model = paddle.Model(make_network(args, arch, resumed))
     result = {"arch": arch, "weights": args.weights, "image_size": args.image_size}
     scores: dict[str, float] = {}
     if not args.evaluate:
         make_folder(folder)
-        progress, scores = train(args, model, evaluation, folder)
+        progress, scores = train(args, model, evaluation, folder, resumed)
         best = {"best_top1": progress.best_metric, "best_epoch": progress.best_epoch}
         result |= {"folder": str(folder), "epochs": progress.epoch, **best}
         logger.info("best top1: %.5f (epoch %d)", progress.best_metric, progress.best_epoch)

@@ -21,11 +21,11 @@ class Deadline:
     """
 
     def __init__(self, seconds: float) -> None:
-        if not seconds > 0:
-            raise ValueError(f"seconds: expected a number > 0, got {seconds!r}")
         self.seconds = seconds
         self._pid = 0
         self._calls: queue.SimpleQueue | None = None
+        if not seconds > 0:
+            raise ValueError(f"seconds: expected a number > 0, got {seconds!r}")
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return or raise what `function` does. Raises Stalled when it is not done in time."""

@@ -37,9 +37,9 @@ from ppcls.loss import build_loss
 from ppcls.metric import build_metric
 from ppcls.metric.detection import build_detection_metrics
 from ppcls.optimizer import build_optimizer, build_schedule
-from ppcls.utils import distributed, schema, seeding
+from ppcls.utils import distributed, fileio, schema, seeding
 from ppcls.utils import logger as log
-from ppcls.utils.errors import ConfigError, DataError, UserError
+from ppcls.utils.errors import ConfigError, DataError, JobError, UserError
 from ppcls.utils.fileio import atomic_write_text
 
 logger = logging.getLogger("ppcls")
@@ -171,6 +171,7 @@ def build_trainer(session: Session) -> Trainer:
     """
     recipe = session.recipe
     check_writable(session.folder)
+    lock_folder(session.folder)
     resumed = resume.find_checkpoint(recipe, session.folder)
     if resumed is not None:
         session = dataclasses.replace(session, recipe=resume.without_pretrained(recipe))
@@ -182,7 +183,7 @@ def build_trainer(session: Session) -> Trainer:
     global_batch = resume.global_batch_size(recipe, resumed) if recipe.DataLoader.Train else None
     loader = _loader(build_train_loader, recipe, "Train", global_batch_size=global_batch)
     if resumed is not None:
-        resume.check_same_data(resumed, len(loader.dataset))
+        resume.check_same_data(resumed, loader)
     model = build_network(session, new_head=True)
     _check_dataset(loader, recipe, "Train")
     _rehearse(model, loader, recipe, task)
@@ -201,7 +202,7 @@ def build_trainer(session: Session) -> Trainer:
         model,
         optimizer,
         recipe.to_mapping(),
-        data={"global_batch": loader.sampler.global_batch_size, "samples": len(loader.dataset)},
+        data=resume.data_facts(loader),
         keep_last=recipe.Global.keep_last,
     )
     checkpointer.register("scaler", precision)
@@ -267,18 +268,35 @@ def _open_folder(
     else:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            lock_folder(folder)
             log.add_file(folder / "train.log")
         except OSError as error:
             raise UserError(
                 f"Global.output_dir: expected a folder that can be written, "
                 f"but {folder}: {error.strerror}"
             ) from error
-        atomic_write_text(folder / "config.yaml", recipe.to_yaml())
         logger.info("the run's folder: %s", folder)
         if checkpointer.take_over() and resumed is not None:
             keep_bytes = resumed.metrics_bytes
+        atomic_write_text(folder / "config.yaml", recipe.to_yaml())
         _log_start(recipe, checkpointer, resumed)
-    return Logbook(folder, keep_bytes=keep_bytes, use_visualdl=recipe.Global.use_visualdl)
+    use_visualdl = recipe.Global.use_visualdl
+    logbook = Logbook(folder, keep_bytes=keep_bytes, use_visualdl=use_visualdl)
+    checkpointer.before_write = logbook.sync
+    return logbook
+
+
+def lock_folder(folder: Path) -> None:
+    """Let one job at a time write a run's folder, if it is there. Only rank 0 locks.
+
+    Raises JobError when another process has it: two would remove each other's checkpoints.
+    """
+    if distributed.rank() > 0 or not folder.is_dir():
+        return
+    if not fileio.lock_file(folder / ".lock"):
+        raise JobError(
+            f"{folder}: expected a folder nobody writes to, but another process trains in it"
+        )
 
 
 def _log_start(recipe: Recipe, checkpointer: Checkpointer, resumed: Progress | None) -> None:

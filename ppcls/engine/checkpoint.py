@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,14 +47,17 @@ class Progress:
     global_step: int = 0  # steps done in all
     best_metric: float | None = None
     best_epoch: int = 0
+    best_name: str = ""  # of the metric
+    cut_short: bool = False  # Global.max_steps ended the last epoch before its time
     evaluation_due: bool = False  # the last finished epoch is not evaluated yet
     skipped_updates: int = 0  # left out for gradients that were not finite
     metrics_bytes: int = 0  # length of metrics.jsonl
 
     def __post_init__(self) -> None:
-        counts = dataclasses.asdict(self)
-        del counts["best_metric"], counts["evaluation_due"]
+        counts = {k: v for k, v in dataclasses.asdict(self).items() if type(v) is int}
         schema.at_least(0, **counts)
+        if max(counts.values()) >= 2**62:
+            raise ValueError(f"expected counts below 2**62, got {max(counts.values())}")
 
 
 class Stateful(Protocol):
@@ -71,10 +74,7 @@ class Checkpoint:
 
     files: SavedSet
     states: dict[str, Any]
-
-    @property
-    def progress(self) -> Progress:
-        return Progress(**self.states["progress"])
+    progress: Progress
 
     def __str__(self) -> str:
         place = self.progress
@@ -92,8 +92,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the newest undamaged set of a run's folder, or None when it has no set."""
-    saved = CheckpointStore(folder).newest()
+    """Return the newest undamaged set of a run's folder, or None when it has none.
+
+    Raises UserError when all it has is damaged.
+    """
+    store = CheckpointStore(folder)
+    saved = store.newest()
+    if saved is None and any(folder.glob("latest.*")):  # a folder that only its names came to
+        saved = store.open(folder / "latest")
     return None if saved is None else _read(saved)
 
 
@@ -115,8 +121,13 @@ def _read(saved: SavedSet) -> Checkpoint:
     for key, kind in kinds.items():
         if not isinstance(states.get(key), kind):
             raise UserError(f"{where}: expected {key!r} to be a {kind.__name__}, it is not")
-    schema.parse_dataclass(Progress, states["progress"], f"{where}: progress")
-    return Checkpoint(saved, states)
+    names, data = states["parameter_names"], states["data"]
+    if not all(isinstance(name, str) for name in (*names, *names.values())):
+        raise UserError(f"{where}: expected 'parameter_names' to hold texts, found others")
+    if not all(isinstance(value, (int, str)) for value in data.values()):
+        raise UserError(f"{where}: expected 'data' to hold numbers and texts, found others")
+    progress = schema.parse_dataclass(Progress, states["progress"], f"{where}: progress")
+    return Checkpoint(saved, states, progress)
 
 
 class Checkpointer:
@@ -133,6 +144,7 @@ class Checkpointer:
 
     Attributes:
         saves, blocked: number of saves, and seconds the training loop stood still for them.
+        before_write: called by the writing thread, for files that a set counts on.
     """
 
     def __init__(
@@ -142,7 +154,7 @@ class Checkpointer:
         optimizer: Optimizer,
         recipe: Mapping[str, Any],
         *,
-        data: Mapping[str, int] | None = None,
+        data: Mapping[str, int | str] | None = None,
         keep_last: int = 2,
     ) -> None:
         self.folder = folder
@@ -152,6 +164,7 @@ class Checkpointer:
         self.recipe = recipe
         self.data = dict(data or {})
         self.saves, self.blocked = 0, 0.0
+        self.before_write: Callable[[], None] = lambda: None
         self._components: dict[str, Stateful] = {}
         self._writer = BackgroundWriter()
         self._resumed: SavedSet | None = None
@@ -181,8 +194,7 @@ class Checkpointer:
 
     def _contents(self, progress: Progress, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         weights = state_arrays(self.model)
-        if len(ranks) > 1:
-            weights |= rank_state.mean_statistics(ranks)
+        weights |= rank_state.mean_statistics(ranks)
         components = {name: part.state_dict() for name, part in self._components.items()}
         states = {
             "schema": SCHEMA,
@@ -199,6 +211,7 @@ class Checkpointer:
         return {".pdparams": weights, ".pdopt": optimizer, ".pdstates": states}
 
     def _write(self, contents: Mapping[str, Any], tags: Sequence[str], place: Mapping) -> None:
+        self.before_write()
         self._newest = self.store.write(contents, tags, place)
 
     def check(self) -> None:

@@ -1,7 +1,7 @@
 """The files of a run's checkpoints: the one module that knows their names.
 
     OUTPUT/ARCH/
-      sets/save_000012.{pdparams,pdopt,pdstates,json}   complete sets, never changed once written
+      sets/save_000012.{pdparams,pdopt,pdstates,json}   complete sets, which the run never changes
       {latest,best_model,epoch_N}.{pdparams,pdopt,pdstates,json}   names of such sets, for people
 
 A set is four files. Three hold the state; the fourth, its manifest, holds their sizes and SHA-256
@@ -35,8 +35,8 @@ SUFFIXES = (".pdparams", ".pdopt", ".pdstates")
 MANIFEST = ".json"
 _MANIFEST_SCHEMA = 1
 _MAX_MANIFEST_BYTES = 1 << 20
-_TAG_FILE = re.compile(r"(latest|best_model|epoch_\d+)\.(pdparams|pdopt|pdstates|json)")
-_SET_NAME = re.compile(r"save_(\d{6,})\.json")
+_TAG_FILE = re.compile(r"(latest|best_model|epoch_[0-9]+)\.(pdparams|pdopt|pdstates|json)")
+_SET_NAME = re.compile(r"save_([0-9]{6,12})\.json")
 # What a file system answers that has no hard links, or no more of them.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
@@ -85,9 +85,10 @@ class CheckpointStore:
         serial = 1 + max((*self.serials(), *self._own), default=0)
         stem = self.stem(serial)
         _make_folder(stem.parent)
-        files = {
-            suffix: _write_hashed(add_suffix(stem, suffix), contents[suffix]) for suffix in SUFFIXES
-        }
+        try:
+            files = {s: _write_hashed(add_suffix(stem, s), contents[s]) for s in SUFFIXES}
+        except UserError as error:  # no file can be made: the recipe was right, the disk is not
+            raise JobError(str(error)) from error
         manifest = {
             "schema": _MANIFEST_SCHEMA,
             "serial": serial,
@@ -149,20 +150,40 @@ class CheckpointStore:
         there, so that nothing of them is taken for this run's. Returns whether there were any.
         """
         # The sets first: without them nobody goes on with that run by itself.
-        found = [self.folder / "sets", self.folder / "metrics.jsonl"]
-        found += [path for path in self.folder.iterdir() if _TAG_FILE.fullmatch(path.name)]
+        found = [self.folder / "sets", *self._named_files()]
         found = [path for path in found if path.exists()]
-        if not any(_TAG_FILE.fullmatch(path.name) or path.name == "sets" for path in found):
-            return False
+        if found:
+            self._move_aside([*found, self.folder / "metrics.jsonl"])
+        return bool(found)
+
+    def _retire_after(self, serial: int) -> None:
+        """Move aside what was saved after a set that is gone on with, and keep its records."""
+        sets = [s for s in self.serials() if s > serial]
+        found = [add_suffix(self.stem(s), suffix) for s in sets for suffix in (MANIFEST, *SUFFIXES)]
+        for path in self._named_files():
+            if path.suffix == MANIFEST and _serial_in(path) > serial and path.stem != "latest":
+                found += [path, *(path.with_suffix(suffix) for suffix in SUFFIXES)]
+        if not found:
+            return
+        self._move_aside(found)
+        records = self.folder / "metrics.jsonl"
+        if records.exists():
+            shutil.copyfile(records, self.folder / "earlier" / records.name)
+        logger.warning("what was saved after %s is now in %s", serial, self.folder / "earlier")
+
+    def _named_files(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if _TAG_FILE.fullmatch(path.name)]
+
+    def _move_aside(self, paths: Iterable[Path]) -> None:
         earlier = self.folder / "earlier"
         try:
             shutil.rmtree(earlier, ignore_errors=True)
             earlier.mkdir()
-            for path in found:
-                os.replace(path, earlier / path.name)
+            for path in paths:
+                if path.exists():
+                    os.replace(path, earlier / path.name)
         except OSError as error:
             raise JobError(f"{earlier}: writing failed: {error.strerror}") from error
-        return True
 
     # Reading
 
@@ -188,13 +209,14 @@ class CheckpointStore:
 
     def adopt(self, saved: SavedSet) -> bool:
         """Go on after `saved`, if it is one of this folder: give it its names, which a kill may
-        have prevented, and keep what is older as the fallback. Newer sets go with the next save.
+        have prevented, keep what is older as the fallback, and move what is newer to `earlier`.
 
         Returns whether it is one of this folder.
         """
         places = (self.folder.resolve(), (self.folder / "sets").resolve())
         if saved.serial is None or saved.stem.parent.resolve() not in places:
             return False
+        self._retire_after(saved.serial)
         self._own = [serial for serial in self.serials() if serial <= saved.serial]
         if saved.stem.parent.resolve() == places[1]:
             self.name(saved)
@@ -215,11 +237,11 @@ class CheckpointStore:
         complaint, saved = self.check(stem)
         if saved is not None:
             return saved
-        if not add_suffix(stem, MANIFEST).is_file():
-            return self._without_manifest(stem)
-        if stem.name == "latest":
+        if stem.name == "latest" and (stem.parent / "sets").is_dir():
             logger.warning("%s is damaged (%s); trying the run's other sets", stem, complaint)
             saved = CheckpointStore(stem.parent).newest()
+        if saved is None and not add_suffix(stem, MANIFEST).is_file():
+            return self._without_manifest(stem)
         if saved is None:
             raise UserError(f"Global.checkpoints: {complaint}")
         return saved
@@ -252,6 +274,14 @@ class CheckpointStore:
         """The sets that have a manifest, ascending."""
         names = _names(self.folder / "sets")
         return sorted(int(match[1]) for match in map(_SET_NAME.fullmatch, names) if match)
+
+
+def _serial_in(manifest: Path) -> int:
+    """The serial number in a manifest, -1 in one that cannot be read."""
+    try:
+        return _read_manifest(manifest)["serial"]
+    except UserError:
+        return -1
 
 
 def add_suffix(stem: Path, suffix: str) -> Path:
@@ -315,7 +345,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _is_plain_name(tag: Any) -> bool:
-    return isinstance(tag, str) and re.fullmatch(r"latest|best_model|epoch_\d+", tag) is not None
+    return isinstance(tag, str) and re.fullmatch(r"latest|best_model|epoch_[0-9]+", tag) is not None
 
 
 def _compare(path: Path, expected: Mapping[str, Any]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,14 +44,27 @@ class Logbook:
         """Append one JSON object; floats in full precision, in both senses of the word."""
         if self._file is None:
             return
-        try:
-            self._file.write((to_json({"mode": mode, **values}) + "\n").encode("utf-8"))
-        except OSError as error:
-            raise JobError(f"{self._file.name}: writing failed: {error.strerror}") from error
+        line = (to_json({"mode": mode, **values}) + "\n").encode("utf-8")
+        with self._naming():
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self._visualdl is not None:
             for name, value in values.items():
                 if isinstance(value, float):
                     self._visualdl.add_scalar(f"{mode}/{name}", value, values["global_step"])
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise JobError(f"{self._file.name}: writing failed: {error.strerror}") from error
+
+    def sync(self) -> None:
+        """Make sure that the disk has what was recorded; for any thread."""
+        if self._file is not None and not self._file.closed:
+            with self._naming():
+                os.fsync(self._file.fileno())
 
     def position(self) -> int:
         """Bytes written to `metrics.jsonl` so far."""

@@ -63,6 +63,8 @@ def _scheduler_state(state: dict, where: str) -> dict[str, Any]:
     updates = found.get("last_epoch") if isinstance(found, dict) else None
     if type(updates) is not int or updates < 0:
         raise UserError(f"{where}: expected LR_Scheduler.last_epoch, a number >= 0")
+    if type(found.get("last_lr")) not in (int, float):
+        raise UserError(f"{where}: expected LR_Scheduler.last_lr, a number")
     return found
 
 

@@ -62,14 +62,21 @@ def set_statistics(arrays: Mapping[str, np.ndarray], model: nn.Layer) -> None:
 
 
 def mean_statistics(states: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """The mean over ranks; of equal numbers, exactly that number."""
-    first = states[0]["statistics"]
+    """The mean over ranks; of equal numbers, exactly that number.
+
+    A rank whose statistics a spoiled step has made useless counts with those before the update.
+    """
+    usable = [_finite_statistics(state) for state in states]
     return {
-        name: np.mean([s["statistics"][name] for s in states], axis=0, dtype=np.float64).astype(
-            array.dtype
-        )
-        for name, array in first.items()
+        name: np.mean([s[name] for s in usable], axis=0, dtype=np.float64).astype(array.dtype)
+        for name, array in usable[0].items()
     }
+
+
+def _finite_statistics(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    own, backup = state["statistics"], state.get("backup")
+    is_finite = all(np.isfinite(array).all() for array in own.values())
+    return own if is_finite or not backup else backup
 
 
 def generators() -> dict[str, Any]:
@@ -156,6 +163,8 @@ def _parse(state: Any, model: nn.Layer, where: str) -> RankState:
     mappings = ("sums", "gradients", "statistics", "backup", "generators")
     if not all(isinstance(state[key], dict) for key in mappings):
         raise UserError(f"{where}: expected {', '.join(mappings)} to be mappings")
+    if not all(_is_scalar(value) for value in state["sums"].values()):
+        raise UserError(f"{where}: sums: expected numbers, found something else")
     tensors = {**dict(model.named_parameters()), **parallel.statistics_of(model)}
     for key in ("gradients", "statistics", "backup"):
         for name, array in state[key].items():
@@ -163,6 +172,11 @@ def _parse(state: Any, model: nn.Layer, where: str) -> RankState:
                 raise UserError(f"{where}: {key}: expected tensors of this network, found {name!r}")
     _check_generators(state["generators"], where)
     return RankState(**state)
+
+
+def _is_scalar(value: Any) -> bool:
+    is_array = isinstance(value, (np.ndarray, np.generic))
+    return is_array and value.size == 1 and value.dtype.kind in "fiu"
 
 
 def _has_shape(value: Any, shape: Sequence[int]) -> bool:
@@ -178,7 +192,7 @@ def _check_generators(state: Mapping[str, Any], where: str) -> None:
         np.random.RandomState().set_state((name, keys, position, has_gauss, cached))
         version, words, gauss = state["python"]
         random.Random().setstate((version, tuple(words.tolist()), gauss))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{where}: expected the states of two generators: {error}") from error
 
 

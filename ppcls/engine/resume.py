@@ -9,10 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ppcls.data.loader import Loader
 from ppcls.engine import parallel
 from ppcls.engine.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
 from ppcls.engine.config import Recipe
-from ppcls.utils import distributed
+from ppcls.utils import distributed, schema
 from ppcls.utils.errors import ConfigError, JobError
 
 logger = logging.getLogger("ppcls")
@@ -48,8 +51,12 @@ def find_checkpoint(recipe: Recipe, folder: Path) -> Checkpoint | None:
 
 def _check_all_see(checkpoint: Checkpoint | None) -> None:
     """Ranks on several hosts need one folder, or copies of it that are the same."""
-    serial = None if checkpoint is None else checkpoint.files.serial
-    found = {part.decode() for part in parallel.gather_bytes(str(serial).encode())}
+    own = "none"
+    if checkpoint is not None:
+        files = checkpoint.files.manifest.get("files", {})
+        digest = str(files.get(".pdstates", {}).get("sha256", "?"))[:12]
+        own = f"{checkpoint.files.serial} ({digest})"
+    found = {part.decode() for part in parallel.gather_bytes(own.encode())}
     if len(found) > 1:
         raise JobError(
             "Global.checkpoints: expected all ranks to find the same checkpoint, found "
@@ -62,10 +69,18 @@ def check_same_recipe(checkpoint: Checkpoint, recipe: Recipe) -> None:
     saved = dict(_flatten(checkpoint.states["recipe"]))
     wanted = dict(_flatten(recipe.to_mapping()))
     differing = [
-        f"{key} was {saved.get(key)!r}, is {wanted.get(key)!r}"
+        f"{key} was {_shown(saved, key)}, is {_shown(wanted, key)}"
         for key in dict.fromkeys([*saved, *wanted])
         if saved.get(key) != wanted.get(key) and not _may_change(key, saved, wanted)
     ]
+    limit = "Global.max_steps"
+    place = checkpoint.progress
+    is_inside = place.cut_short or place.step % recipe.Global.update_freq
+    if is_inside and saved.get(limit) != wanted.get(limit):
+        differing.append(
+            f"{limit} was {_shown(saved, limit)}, is {_shown(wanted, limit)}, where it had cut an "
+            "epoch or an update short"
+        )
     if differing:
         raise ConfigError(
             f"{recipe.source}: expected the recipe of the run to go on with, "
@@ -76,7 +91,7 @@ def check_same_recipe(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
 def _may_change(key: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     if key == "Global.epochs":
-        return wanted[key] > saved[key]
+        return type(saved.get(key)) is int and wanted.get(key, 0) > saved[key]
     return key == _BATCH_SIZE or any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
 
 
@@ -90,8 +105,18 @@ def _flatten(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     ):
         for index, item in enumerate(node):
             yield from _flatten(item, f"{path}.{index}")
+    elif isinstance(node, str) and schema.parse_number(node) is not None:
+        yield path, schema.parse_number(node)  # `1e-3` is text to YAML
     else:
-        yield path, list(node) if isinstance(node, tuple) else node
+        yield path, node.tolist() if isinstance(node, np.ndarray) else _listed(node)
+
+
+def _listed(node: Any) -> Any:
+    return list(node) if isinstance(node, tuple) else node
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "absent"
 
 
 def global_batch_size(recipe: Recipe, checkpoint: Checkpoint | None) -> int:
@@ -106,6 +131,8 @@ def global_batch_size(recipe: Recipe, checkpoint: Checkpoint | None) -> int:
     if checkpoint is None or checkpoint.states["data"].get("global_batch") in (None, wanted):
         return wanted
     saved = checkpoint.states["data"]["global_batch"]
+    if type(saved) is not int or saved < 1:
+        raise ConfigError(f"{checkpoint.files.stem}: expected a global batch, found {saved!r}")
     if own != dict(_flatten(checkpoint.states["recipe"])).get(_BATCH_SIZE):
         raise ConfigError(
             f"{_BATCH_SIZE}: expected {saved} images per step over all processes, as in the run "
@@ -115,14 +142,27 @@ def global_batch_size(recipe: Recipe, checkpoint: Checkpoint | None) -> int:
     return saved
 
 
-def check_same_data(checkpoint: Checkpoint, samples: int) -> None:
-    """Raise ConfigError when the training set has another number of samples than before."""
-    before = checkpoint.states["data"].get("samples")
-    if before not in (None, samples):
-        raise ConfigError(
-            f"DataLoader.Train.dataset: expected the {before} samples of the run to go on with, "
-            f"found {samples}"
-        )
+def data_facts(loader: Loader) -> dict[str, int | str]:
+    """What a checkpoint says of the training data."""
+    return {
+        "global_batch": loader.sampler.global_batch_size,
+        "samples": len(loader.dataset),
+        "digest": loader.dataset.digest(),
+    }
+
+
+def check_same_data(checkpoint: Checkpoint, loader: Loader) -> None:
+    """Raise ConfigError when the training set has other samples than before.
+
+    Its files may have moved: names and labels count, not folders and pixels.
+    """
+    saved, facts = checkpoint.states["data"], data_facts(loader)
+    for key, words in (("samples", "the {} samples"), ("digest", "the samples (SHA-256 {:.12})")):
+        if saved.get(key) not in (None, facts[key]):
+            raise ConfigError(
+                f"DataLoader.Train.dataset: expected {words.format(saved[key])} of the run to go "
+                f"on with, found {facts[key]!s:.12}"
+            )
 
 
 def without_pretrained(recipe: Recipe) -> Recipe:

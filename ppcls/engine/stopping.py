@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -29,10 +30,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals for requests inside the block; a second SIGINT raises KeyboardInterrupt.
+        """Take the signals for requests inside the block; a second one ends the process.
 
-        Paddle's launcher sends SIGTERM six times, the last ones after seconds, so once it was heard
-        it does nothing more. Only the main thread of a program can listen.
+        Not under Paddle's launcher: it sends SIGTERM six times, the last ones after seconds. Only
+        the main thread of a program can listen.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -46,8 +47,11 @@ class StopRequest:
                     signal.signal(number, handler)
 
     def _hear(self, number: int, frame: object) -> None:
-        if self.is_heard and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if self.is_heard and not distributed.is_launched():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
         self._name = self._name or signal.Signals(number).name
 
     @property

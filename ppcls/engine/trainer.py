@@ -156,8 +156,7 @@ class Trainer:
         folder = self.checkpointer.folder
         best = progress.best_metric
         if best is not None:
-            name = self.evaluator.deciding if self.evaluator else "metric"
-            logger.info("best %s: %.5f (epoch %d)", name, best, progress.best_epoch)
+            logger.info("best %s: %.5f (epoch %d)", progress.best_name, best, progress.best_epoch)
         logger.info("the result is in %s", folder)
         self.logbook.close()
         return {
@@ -232,7 +231,7 @@ class Trainer:
         sampler = self.loader.sampler
         samples = sum(sampler.global_size(member) for member in group)
         paddle.seed(seeding.derive(self.config.seed, epoch, step, rank, _DROPOUT_STREAM))
-        if self.config.on_nonfinite == "skip" and step == group[0]:
+        if self.config.on_nonfinite == "skip" and (step == group[0] or not self._backup):
             self._backup = rank_state.statistics(self.model)
         is_last = step == group[-1]
         with self._synchronised(is_last):
@@ -333,7 +332,11 @@ class Trainer:
 
     def _check_weights(self, where: str) -> None:
         """The last update before a save has no loss after it that would tell."""
-        if not bool(guards.are_finite(self.model.state_dict().values())):
+        tensors = self.model.state_dict()
+        if self._backup and self._in_group():  # a spoiled step of this update may yet be left out
+            for name in self._backup:
+                tensors.pop(name, None)
+        if not bool(guards.are_finite(tensors.values())):
             self._stop_failed(where, "finite weights, found others")
 
     def _stop_failed(self, where: str, complaint: str) -> NoReturn:
@@ -376,6 +379,7 @@ class Trainer:
         self._check_weights(f"epoch {self.progress.epoch + 1}, after its last step")
         self._totals, self._skipped_before, self.loader.skipped = _Sums(), 0, 0
         self.progress.epoch += 1
+        self.progress.cut_short = self.progress.step < self.steps_per_epoch
         self.progress.step = 0
         self.progress.evaluation_due = self._evaluates()
         if self.progress.evaluation_due:
@@ -389,7 +393,8 @@ class Trainer:
         tags = ["latest"]
         if epoch % self.config.save_interval == 0:
             tags.append(f"epoch_{epoch}")
-        if self.progress.evaluation_due and self._keep_score(self.evaluate(epoch)):
+        is_due = self.progress.evaluation_due and self.evaluator is not None
+        if is_due and self._keep_score(self.evaluate(epoch)):
             tags.append("best_model")
             best = self.checkpointer.folder / "best_model.pdparams"
             logger.info("best model so far: %s", best)
@@ -423,9 +428,12 @@ class Trainer:
         assert self.evaluator is not None
         if not result.metrics:
             return False
-        value, best = result.metrics[self.evaluator.deciding], self.progress.best_metric
-        if not math.isfinite(value) or (best is not None and value <= best):
+        name = self.evaluator.deciding
+        value, best = result.metrics[name], self.progress.best_metric
+        is_known = best is not None and self.progress.best_name == name
+        if not math.isfinite(value) or (is_known and value <= best):
             return False
+        self.progress.best_name = name
         self.progress.best_metric = value
         self.progress.best_epoch = self.progress.epoch
         return True

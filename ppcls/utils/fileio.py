@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import mmap
@@ -16,6 +17,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ppcls.utils.errors import JobError, UserError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+# Answers to creating a file that say something of its name or place; others are of the disk.
+_NOT_THERE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_NOT_THERE += (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
 
 
 def atomic_write(path: str | Path, writer: Callable[[BinaryIO], None]) -> None:
@@ -32,6 +43,8 @@ def atomic_write(path: str | Path, writer: Callable[[BinaryIO], None]) -> None:
         try:
             file = open(temporary, "xb")
         except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
             raise UserError(f"{path}: cannot be written: {error.strerror}") from error
         with file:
             writer(file)
@@ -131,3 +144,27 @@ def map_file(path: str | Path, max_bytes: int | None = None) -> mmap.mmap | byte
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read: {reason}") from error
+
+
+_locked: dict[str, BinaryIO] = {}  # kept open: closing a file gives its lock up
+
+
+def lock_file(path: Path) -> bool:
+    """Lock `path` for this process until it ends, however it ends; False when another has it.
+
+    Processes forked later do not hold the lock. Where there are no such locks nothing is locked.
+    """
+    key = str(path.resolve())
+    if key in _locked or fcntl is None:
+        return True
+    try:
+        file = open(path, "ab")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    _locked[key] = file
+    return True

@@ -28,7 +28,7 @@ def evaluated(trained, short):
 def test_files_of_a_run(run_folder):
     expected = {tag + suffix for tag in TAGS for suffix in SUFFIXES}
     expected |= {f"{tag}.json" for tag in TAGS}
-    expected |= {"config.yaml", "metrics.jsonl", "train.log", "sets"}
+    expected |= {"config.yaml", "metrics.jsonl", "train.log", "sets", ".lock"}
     assert {path.name for path in run_folder.iterdir()} == expected
 
 

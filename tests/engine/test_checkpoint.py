@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 
 import numpy as np
 import paddle
@@ -32,7 +33,13 @@ def other(folder, model):
 def replace(folder, suffix, content):
     """Put `content` into a file of `latest`, whose manifest would otherwise give it away."""
     save_pdparams(folder / f"latest{suffix}", content)
+    forget(folder)
+
+
+def forget(folder):
+    """Leave nothing of a run but the three files of `latest`."""
     (folder / "latest.json").unlink()
+    shutil.rmtree(folder / "sets")
 
 
 def test_what_is_in_the_files(run, tmp_path):
@@ -70,7 +77,7 @@ def test_nothing_temporary_is_left(run, tmp_path):
 @pytest.mark.parametrize("suffix", [".pdparams", ".pdopt", ".pdstates"])
 def test_a_set_must_be_complete(run, tmp_path, suffix):
     (tmp_path / f"latest{suffix}").unlink()
-    (tmp_path / "latest.json").unlink()
+    forget(tmp_path)
     with pytest.raises(
         UserError, match=rf"Global.checkpoints: expected the files latest.* no latest{suffix}"
     ):
@@ -195,7 +202,7 @@ def test_no_file_of_a_checkpoint_can_run_code(run, tmp_path, suffix):
     sentinel = tmp_path / "ran"
     content = {"schema": 2, "epoch": 1, "x": _Call(f"touch {sentinel}")}
     (tmp_path / f"latest{suffix}").write_bytes(pickle.dumps(content, protocol=4))
-    (tmp_path / "latest.json").unlink()
+    forget(tmp_path)
     with pytest.raises(UserError, match="os|posix"):
         other(tmp_path, tiny_net()).load(tmp_path / "latest")
     assert not sentinel.exists()

@@ -2,12 +2,13 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import pytest
-from tiny_run import tiny_net, trainer
+from tiny_run import TinyImages, eval_loader, tiny_net, trainer
 
 from ppcls.engine import resume
-from ppcls.engine.checkpoint import Checkpoint
+from ppcls.engine.checkpoint import Checkpoint, Progress
 from ppcls.engine.checkpoint_store import SavedSet
 from ppcls.engine.config import Recipe
 from ppcls.utils.errors import ConfigError, JobError, UserError
@@ -39,7 +40,7 @@ def recipe(**changes):
 
 def checkpoint(tmp_path, **data):
     states = {"recipe": recipe().to_mapping(), "data": data}
-    return Checkpoint(SavedSet(tmp_path / "latest"), states)
+    return Checkpoint(SavedSet(tmp_path / "latest"), states, Progress())
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_what_may_change(tmp_path, changes):
         ({"Global__seed": 4}, "Global.seed was 3, is 4"),
         ({"Global__update_freq": 2}, "Global.update_freq was 1, is 2"),
         ({"Arch__name": "HarDNet85"}, "Arch.name was 'HarDNet68', is 'HarDNet85'"),
-        ({"Arch__dropout": 0.2}, "Arch.dropout was None, is 0.2"),
+        ({"Arch__dropout": 0.2}, "Arch.dropout was absent, is 0.2"),
         ({"Optimizer__lr__learning_rate": 0.2}, "Optimizer.lr.learning_rate was 0.1, is 0.2"),
         (
             {"DataLoader__Train__dataset__transform_ops": [{"X": 2}]},
@@ -110,10 +111,33 @@ def test_a_new_run_multiplies(monkeypatch):
     assert resume.global_batch_size(recipe(), None) == 128
 
 
-def test_the_training_set_keeps_its_size(tmp_path):
-    resume.check_same_data(checkpoint(tmp_path, samples=7), 7)
-    with pytest.raises(ConfigError, match="expected the 7 samples of the run to go on with"):
-        resume.check_same_data(checkpoint(tmp_path, samples=7), 8)
+def test_the_training_set_stays_the_same():
+    """Its files may move; other names or labels are another set."""
+    loader = eval_loader(TinyImages(7))
+    loader.sampler.global_batch_size = 4
+    facts = resume.data_facts(loader)
+    resume.check_same_data(checkpoint(Path("x"), **facts), loader)
+    with pytest.raises(ConfigError, match="expected the 8 samples of the run to go on with"):
+        resume.check_same_data(checkpoint(Path("x"), samples=8), loader)
+    loader.dataset.labels[3] += 1
+    with pytest.raises(ConfigError, match=r"expected the samples \(SHA-256 .*found"):
+        resume.check_same_data(checkpoint(Path("x"), **facts), loader)
+
+
+@pytest.mark.parametrize("place", [Progress(cut_short=True), Progress(step=3)])
+def test_a_limit_that_cut_an_epoch_or_update_short_stays(tmp_path, place):
+    saved = checkpoint(tmp_path)
+    saved.states["recipe"]["Global"] |= {"update_freq": 2, "max_steps": 6}
+    saved = dataclasses.replace(saved, progress=place)
+    same = {"Global__update_freq": 2, "Global__max_steps": 6}
+    resume.check_same_recipe(saved, recipe(**same))
+    with pytest.raises(ConfigError, match="Global.max_steps was 6, is absent, where it had cut"):
+        resume.check_same_recipe(saved, recipe(Global__update_freq=2))
+
+
+def test_numbers_may_be_written_as_text(tmp_path):
+    saved = checkpoint(tmp_path)
+    resume.check_same_recipe(saved, recipe(Optimizer__lr__learning_rate="1e-1"))
 
 
 @pytest.fixture
@@ -145,8 +169,8 @@ def test_damaged_sets_never_start_a_run_anew(finished):
 
 
 def test_ranks_must_see_the_same_checkpoint(finished, monkeypatch):
-    monkeypatch.setattr(resume.parallel, "gather_bytes", lambda own: [own, b"None"])
-    with pytest.raises(JobError, match="all ranks to find the same checkpoint, found 2, None"):
+    monkeypatch.setattr(resume.parallel, "gather_bytes", lambda own: [own, b"none"])
+    with pytest.raises(JobError, match="all ranks to find the same checkpoint, found 2 .*, none"):
         resume.find_checkpoint(recipe(Global__auto_resume=True), finished)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import operator
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -70,6 +72,14 @@ class ImageDataset:
         """Where a sample comes from: a path, or an archive, member and row."""
         raise NotImplementedError
 
+    def digest(self) -> str:
+        """SHA-256 of the samples' names, in order, without their folders."""
+        found = hashlib.sha256()
+        for index in range(len(self)):
+            found.update(os.path.basename(self.describe(index)).encode("utf-8", "surrogateescape"))
+            found.update(b"\0")
+        return found.hexdigest()
+
     def make_sample(self, index: int, rng: np.random.Generator) -> NamedTuple:
         """Read and transform; what goes wrong with the image is an OSError or a ValueError."""
         raise NotImplementedError
@@ -117,6 +127,11 @@ class ClassificationDataset(ImageDataset):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def digest(self) -> str:
+        """SHA-256 of the samples' names, without their folders, and of their labels."""
+        names = super().digest().encode()
+        return hashlib.sha256(names + np.asarray(self.labels, "<i8").tobytes()).hexdigest()
 
     def make_sample(self, index: int, rng: np.random.Generator) -> Sample:
         image = as_chw(self.transforms(self.read(index), rng), self._is_chw)
