@@ -164,7 +164,7 @@ def test_finetune_frozen_backbone_stays(finetune, archive, tmp_path):
     run(finetune, *options, "--output", tmp_path)
     found = load_paddle_state_dict(tmp_path / "HarDNet39_ds" / "latest.pdparams")
     args = finetune.make_parser().parse_args(SMALL)
-    before = finetune.make_network(args, "HarDNet39_ds").state_dict()
+    before = finetune.make_network(args, "HarDNet39_ds", None).state_dict()
     changed = [name for name in before if not np.array_equal(before[name].numpy(), found[name])]
     assert changed == ["base.14.3.weight", "base.14.3.bias"]
 

@@ -46,7 +46,7 @@ def wrapper(tmp_path_factory):
                 return nn.BatchNorm2D(channels, momentum=0.9, epsilon=1e-5, **options)
 
             if "FROZEN" in os.environ:
-                hardnet_block._batch_norm = batch_norm
+                hardnet_block.batch_norm = batch_norm
             step = Trainer.train_step
             rank = distributed.rank()
 

@@ -62,7 +62,7 @@ def frozen(tmp_path_factory):
                 options = {{"data_format": data_format, "use_global_stats": True}}
                 return nn.BatchNorm2D(channels, momentum=0.9, epsilon=1e-5, **options)
 
-            hardnet_block._batch_norm = batch_norm
+            hardnet_block.batch_norm = batch_norm
             sys.argv = sys.argv[1:]
             runpy.run_path(sys.argv[0], run_name="__main__")
             """)
