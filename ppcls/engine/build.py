@@ -182,8 +182,9 @@ def build_trainer(session: Session) -> Trainer:
     evaluator = build_evaluator(session, precision) if recipe.Global.eval_during_train else None
     global_batch = resume.global_batch_size(recipe, resumed) if recipe.DataLoader.Train else None
     loader = _loader(build_train_loader, recipe, "Train", global_batch_size=global_batch)
+    facts = resume.data_facts(loader)  # reads every sample's name: once
     if resumed is not None:
-        resume.check_same_data(resumed, loader)
+        resume.check_same_data(resumed, facts)
     model = build_network(session, new_head=True)
     _check_dataset(loader, recipe, "Train")
     _rehearse(model, loader, recipe, task)
@@ -202,7 +203,7 @@ def build_trainer(session: Session) -> Trainer:
         model,
         optimizer,
         recipe.to_mapping(),
-        data=resume.data_facts(loader),
+        data=facts,
         keep_last=recipe.Global.keep_last,
     )
     checkpointer.register("scaler", precision)

@@ -151,12 +151,12 @@ def data_facts(loader: Loader) -> dict[str, int | str]:
     }
 
 
-def check_same_data(checkpoint: Checkpoint, loader: Loader) -> None:
-    """Raise ConfigError when the training set has other samples than before.
+def check_same_data(checkpoint: Checkpoint, facts: Mapping[str, int | str]) -> None:
+    """Raise ConfigError when the training set, by its `data_facts`, has other samples than before.
 
     Its files may have moved: names and labels count, not folders and pixels.
     """
-    saved, facts = checkpoint.states["data"], data_facts(loader)
+    saved = checkpoint.states["data"]
     for key, words in (("samples", "the {} samples"), ("digest", "the samples (SHA-256 {:.12})")):
         if saved.get(key) not in (None, facts[key]):
             raise ConfigError(

@@ -116,12 +116,12 @@ def test_the_training_set_stays_the_same():
     loader = eval_loader(TinyImages(7))
     loader.sampler.global_batch_size = 4
     facts = resume.data_facts(loader)
-    resume.check_same_data(checkpoint(Path("x"), **facts), loader)
+    resume.check_same_data(checkpoint(Path("x"), **facts), facts)
     with pytest.raises(ConfigError, match="expected the 8 samples of the run to go on with"):
-        resume.check_same_data(checkpoint(Path("x"), samples=8), loader)
+        resume.check_same_data(checkpoint(Path("x"), samples=8), facts)
     loader.dataset.labels[3] += 1
     with pytest.raises(ConfigError, match=r"expected the samples \(SHA-256 .*found"):
-        resume.check_same_data(checkpoint(Path("x"), **facts), loader)
+        resume.check_same_data(checkpoint(Path("x"), **facts), resume.data_facts(loader))
 
 
 @pytest.mark.parametrize("place", [Progress(cut_short=True), Progress(step=3)])
