@@ -4,7 +4,7 @@
 OUT_DIR gets `train/<number>.jpg`, `val/<number>.jpg`, `annotations/instances_train.json`,
 `annotations/instances_val.json` and `label_list.txt` (names of the labels 1..10, one a line).
 
-A scene is a random part of one of scikit-learn's two photographs with 1 to 6 of its handwritten
+A scene is a random part of one of scikit-learn's two photographs with 1 to 12 of its handwritten
 digits on it, 40 to 140 pixels high, turned a little, in dark or bright ink, hardly overlapping. A
 box is tight around the ink. Validation uses other handwritings (the split of prepare_digits.py) and
 other parts of the photographs than training. The same options give the same files, byte for byte,
@@ -292,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--train", type=int, default=1600, help="training scenes (1600)")
     parser.add_argument("--val", type=int, default=200, help="validation scenes (200)")
     parser.add_argument("--size", type=int, default=300, help="pixels of a scene's side (300)")
-    parser.add_argument("--digits", type=int, default=6, help="most digits in a scene (6)")
+    parser.add_argument("--digits", type=int, default=12, help="most digits in a scene (12)")
     parser.add_argument("--seed", type=int, default=0, help="whole number >= 0 (0)")
     return run(parser, command, argv)
 
