@@ -1,0 +1,1 @@
+"""From a checkpoint to the fastest runnable form of it."""
