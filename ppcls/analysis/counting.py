@@ -60,7 +60,8 @@ def analyze(model: nn.Layer, input_shape: Sequence[int], name: str | None = None
         try:
             run(model, x)
         finally:
-            counter.close()
+            # After a failure a mark may be open still. The profiler must not see it end: the
+            # layers around it have ended, and it insists on events that lie in one another.
             recorder.stop()
     return NetworkCost(
         name=name or type(model).__name__,
@@ -128,7 +129,7 @@ class _Counter:
         self._sample()
         form = layer_form(layer)
         if layer is self._owner and form:
-            self.close()
+            self._end()
             self.rows.append(layer_cost(name, self._next(name), layer, form, inputs[0], outputs))
 
     def call(self, operator: str, function: Callable, args: tuple, kwargs: Mapping) -> Any:
@@ -140,14 +141,14 @@ class _Counter:
         try:
             result = function(*args, **kwargs)
         finally:
-            self.close()
+            self._end()
         self._sample()
         name = self._stack[-1] if self._stack else ""
         arguments = [*args, *kwargs.values()]
         self.rows.append(operator_cost(name, self._next(name), operator, arguments, result))
         return result
 
-    def close(self) -> None:
+    def _end(self) -> None:
         """End the product that runs, if one does."""
         if self._event is not None:
             self._event.end()

@@ -184,6 +184,14 @@ def test_everything_is_as_before(fails):
     assert paddle.is_grad_enabled()
 
 
+def test_after_a_failure_inside_a_layer_the_next_network_is_counted():
+    net = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 2)))
+    with pytest.raises(UserError, match=r"Sequential: .* got \[1, 4\]: .InvalidArgument"):
+        analyze(net, (1, 4))
+    cost = analyze(nn.Sequential(nn.Linear(4, 4)), (1, 4))
+    assert cost.macs("linear") == 16 and not cost.uncounted
+
+
 def test_parameters_are_the_trainable_ones_each_once():
     shared = nn.Linear(4, 4)
     frozen = nn.Linear(4, 4)
