@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     """`n` samples; `n` is below the sampler's plan when samples were skipped, and may be 0.
 
     images: [n, C, H, W] float32; H and W are 0 when n is.
-    labels: [n] int64.
+    labels: [n] int64; [n, class_num] float32 when images are mixed, see `mixing`.
     indices: [n] int64 places in the data set, on the host.
     """
 

@@ -21,14 +21,23 @@ import numpy as np
 from paddle.io import DataLoader
 
 from ppcls.data.batch import Batch, Batching, DetectionBatch, batching_of
-from ppcls.data.datasets import DATASETS, DetectionSample, ImageDataset, Sample
+from ppcls.data.batch_ops import BatchOp, build_batch_op
+from ppcls.data.datasets import (
+    DATASETS,
+    DetectionDataset,
+    DetectionSample,
+    ImageDataset,
+    Sample,
+)
 from ppcls.data.deadline import Deadline, Stalled
+from ppcls.data.mixing import MixedBatching, MixingSampler, MixPlan, pair_up
 from ppcls.data.sampler import EvalSampler, GlobalBatchSampler, SampleKey
 from ppcls.utils.errors import ConfigError, DataError, JobError
 from ppcls.utils.schema import at_least, build_named, parse_dataclass
 
 _logger = logging.getLogger("ppcls")
 
+_BATCH_OPS = "batch_transform_ops"  # PaddleClas's key in the `dataset` section
 _WORKER_DIED = "a worker process died, often for lack of memory or of space in /dev/shm"
 MAX_WAIT = 24 * 3600.0  # seconds
 
@@ -79,15 +88,11 @@ def build_dataset(
 ) -> ImageDataset:
     """Build a `dataset` section (`name` and its parameters); `class_num` bounds the labels.
 
-    In detection it counts the background, and must be right.
+    In detection it counts the background, and must be right. `batch_transform_ops` is left to the
+    loader.
     """
-    if isinstance(section, Mapping) and "batch_transform_ops" in section:
-        if section["batch_transform_ops"]:
-            raise ConfigError(
-                f"{where}.batch_transform_ops: batch transforms (mixup, cutmix...) are not "
-                f"supported yet; remove the key, got {section['batch_transform_ops']!r}"
-            )
-        section = {key: item for key, item in section.items() if key != "batch_transform_ops"}
+    if isinstance(section, Mapping):
+        section = {key: item for key, item in section.items() if key != _BATCH_OPS}
     return build_named(DATASETS, section, where, seed=seed, class_num=class_num, config_path=where)
 
 
@@ -106,7 +111,11 @@ def build_train_loader(
     global_batch_size: samples per step over all processes, if not `batch_size` on each.
     """
     config = _parse(config, where)
+    op_where = f"{where}.dataset.{_BATCH_OPS}"
+    op = build_batch_op(config.dataset.get(_BATCH_OPS), op_where)
     dataset = build_dataset(config.dataset, f"{where}.dataset", seed=seed, class_num=class_num)
+    if op is not None and isinstance(dataset, DetectionDataset):
+        raise ConfigError(f"{op_where}: expected none for images with boxes, got a list")
     sampler = GlobalBatchSampler(
         len(dataset),
         config.sampler.batch_size,
@@ -123,7 +132,7 @@ def build_train_loader(
             f"({len(dataset)} samples on {world_size} process(es), drop_last on), "
             f"got {config.sampler.batch_size}"
         )
-    return Loader(dataset, sampler, config.loader)
+    return Loader(dataset, sampler, config.loader, op)
 
 
 def build_eval_loader(
@@ -143,6 +152,8 @@ def build_eval_loader(
                 f"{where}.sampler.{name}: expected false in evaluation, where every image counts "
                 "once, got True"
             )
+    if config.dataset.get(_BATCH_OPS):
+        raise ConfigError(f"{where}.dataset.{_BATCH_OPS}: expected none in evaluation, got a list")
     dataset = build_dataset(config.dataset, f"{where}.dataset", seed=seed, class_num=class_num)
     sampler = EvalSampler(len(dataset), config.sampler.batch_size, rank, world_size)
     return Loader(dataset, sampler, config.loader)
@@ -157,6 +168,8 @@ def _parse(config: Mapping | DataLoaderConfig, where: str) -> DataLoaderConfig:
 class Loader:
     """Batches of `dataset` in the order of `sampler`; their kind is the data set's.
 
+    With `op` images are mixed in pairs and labels soft. Only a GlobalBatchSampler has pairs.
+
     Attributes:
         skipped: samples left out so far in this iteration. Each is named once in the log.
     """
@@ -166,15 +179,20 @@ class Loader:
         dataset: ImageDataset,
         sampler: GlobalBatchSampler | EvalSampler,
         config: LoaderConfig,
+        op: BatchOp | None = None,
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
         self.skipped = 0
         self._named: set[int] = set()
         self._batching = batching_of(dataset)
+        batches: Any = sampler
+        if op is not None:
+            self._batching = MixedBatching(op, dataset.class_num, dataset.seed)
+            batches = MixingSampler(sampler)
         self._loader = DataLoader(
             _Outcomes(dataset, config.read_timeout),
-            batch_sampler=sampler,
+            batch_sampler=batches,
             collate_fn=functools.partial(collate, batching=self._batching),
             num_workers=config.num_workers,
             use_shared_memory=config.use_shared_memory,
@@ -244,7 +262,7 @@ Outcome = tuple[Sample | DetectionSample | _Failure, str]
 
 
 class _Outcomes:
-    """The data set as workers see it: every key gives a sample or a _Failure."""
+    """The data set as workers see it: every key gives a sample or a _Failure, a plan itself."""
 
     def __init__(self, dataset: ImageDataset, read_timeout: float) -> None:
         self.dataset = dataset
@@ -253,7 +271,9 @@ class _Outcomes:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: SampleKey) -> Outcome:
+    def __getitem__(self, key: SampleKey | MixPlan) -> Outcome | MixPlan:
+        if isinstance(key, MixPlan):
+            return key
         try:
             return self._load(self.dataset.load, key), self.dataset.describe(key.index)
         except Stalled as error:
@@ -285,27 +305,34 @@ def _at_once(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def collate(outcomes: list[Outcome], batching: Batching) -> dict[str, Any]:
+def collate(outcomes: list[Outcome | MixPlan], batching: Batching) -> dict[str, Any]:
     """Stack samples into one batch; failures travel beside them as text.
 
     Arrays in the result become tensors on the way to the main process. Paddle hands over no empty
     ones, so a batch without images carries a placeholder.
     """
     try:
-        return _collate(outcomes, batching)
+        plan = outcomes[-1] if outcomes and isinstance(outcomes[-1], MixPlan) else None
+        loaded = [outcome for outcome in outcomes if not isinstance(outcome, MixPlan)]
+        return _collate(loaded, plan, batching)
     except Exception:  # too little memory for the batch, say; raised here, Paddle would hang
         failure = _Failure(-1, traceback.format_exc(), is_bug=True)
-        return _collate([(failure, "")], batching)
+        return _collate([(failure, "")], None, batching)
 
 
-def _collate(outcomes: list[Outcome], batching: Batching) -> dict[str, Any]:
+def _collate(outcomes: list[Outcome], plan: MixPlan | None, batching: Batching) -> dict[str, Any]:
     samples = [(item, name) for item, name in outcomes if not isinstance(item, _Failure)]
     failures = [item for item, _ in outcomes if isinstance(item, _Failure)]
     stall = next((f.message for f in failures if f.is_stall), "")
     errors = (f.message for f in failures if not (f.is_skipped or f.is_bug or f.is_stall))
     error = next(errors, "") or _size_error(samples)
-    usable = [] if error else [item for item, _ in samples]
-    skipped = [item for item in failures if item.is_skipped]
+    usable: list = [] if error else [item for item, _ in samples]
+    own = outcomes
+    if plan is not None:
+        own = outcomes[: len(plan.partners)]  # a partner from elsewhere is counted there
+        loaded = [None if isinstance(item, _Failure) else item for item, _ in outcomes]
+        usable = [] if error else pair_up(loaded, plan)
+    skipped = [item for item, _ in own if isinstance(item, _Failure) and item.is_skipped]
     return {
         "samples": batching.stack(usable) if usable else np.zeros(1, np.float32),
         "indices": [int(s.index) for s in usable],

@@ -5,16 +5,17 @@ Random streams, all NumPy `default_rng` of a list of whole numbers:
 - the order of an epoch: `[seed, epoch]`
 - a sample's augmentation: `[seed, epoch, index, 1]`; the 1 keeps it apart from the order's stream,
   which NumPy reads as `[seed, epoch, 0, 0]`
+- how an image is mixed with another: `[seed, epoch, place in the order, 7]`
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-_AUGMENTATION_STREAM = 1
+_AUGMENTATION_STREAM, _MIXING_STREAM = 1, 7
 
 
 class SampleKey(NamedTuple):
@@ -32,6 +33,16 @@ def order_rng(seed: int, epoch: int) -> np.random.Generator:
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """Generator of one sample's augmentation in one epoch."""
     return np.random.default_rng([seed, epoch, index, _AUGMENTATION_STREAM])
+
+
+def mixing_rng(seed: int, epoch: int, place: int) -> np.random.Generator:
+    """Generator of how the image at a place of an epoch's order is mixed with another."""
+    return np.random.default_rng([seed, epoch, place, _MIXING_STREAM])
+
+
+def keys_of(epoch: int, order: np.ndarray, places: Iterable[int]) -> list[SampleKey]:
+    """Keys of the samples at some places of an epoch's order."""
+    return [SampleKey(epoch, int(order[place])) for place in places]
 
 
 def share(size: int, rank: int, world_size: int) -> slice:
@@ -137,17 +148,20 @@ class GlobalBatchSampler:
         own = share(self.global_size(step), self.rank, self.world_size)
         return own.stop - own.start
 
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        epoch, start, self._start = self._epoch, self._start, 0
-        return self._batches(epoch, start)
+    def own(self, step: int) -> range:
+        """Places in the epoch's order that this rank takes in a step."""
+        own = share(self.global_size(step), self.rank, self.world_size)
+        first = step * self.global_batch_size
+        return range(first + own.start, first + own.stop)
 
-    def _batches(self, epoch: int, start: int) -> Iterator[list[SampleKey]]:
+    def steps(self) -> Iterator[tuple[int, np.ndarray, range]]:
+        """The steps of the next iteration: (epoch, its order, this rank's places in it)."""
+        epoch, start, self._start = self._epoch, self._start, 0
         order = self.order(epoch)
-        for step in range(start, len(self)):
-            first = step * self.global_batch_size
-            whole = order[first : first + self.global_size(step)]
-            own = whole[share(len(whole), self.rank, self.world_size)]
-            yield [SampleKey(epoch, index) for index in own.tolist()]
+        return ((epoch, order, self.own(step)) for step in range(start, len(self)))
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return (keys_of(*step) for step in self.steps())
 
 
 class EvalSampler:

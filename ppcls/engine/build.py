@@ -33,7 +33,7 @@ from ppcls.engine.logbook import Logbook, check_visualdl, format_values
 from ppcls.engine.precision import Precision
 from ppcls.engine.task import ClassificationTask, Task
 from ppcls.engine.trainer import Trainer
-from ppcls.loss import build_loss
+from ppcls.loss import CombinedLoss, build_loss
 from ppcls.metric import build_metric
 from ppcls.metric.detection import build_detection_metrics
 from ppcls.optimizer import build_optimizer, build_schedule
@@ -121,7 +121,20 @@ def build_task(recipe: Recipe, precision: Precision) -> Task:
             raise ConfigError("Metric.Train: expected none for a detector, got a list")
         return DetectionTask(loss, weight, precision, shape)
     metric = build_metric(recipe.Metric.Train, "Metric.Train", recipe.class_num)
-    return ClassificationTask(build_loss(recipe.Loss.Train, "Loss.Train"), metric, precision, shape)
+    loss = build_loss(recipe.Loss.Train, "Loss.Train")
+    check_mixing(recipe, loss)
+    return ClassificationTask(loss, metric, precision, shape)
+
+
+def check_mixing(recipe: Recipe, loss: CombinedLoss) -> None:
+    """Raise ConfigError when images are mixed and a loss does not take their labels."""
+    train = recipe.DataLoader.Train
+    refusing = loss.without_soft_labels()
+    if train is not None and train.dataset.get("batch_transform_ops") and refusing:
+        raise ConfigError(
+            "Loss.Train: expected losses that take the soft labels of "
+            f"DataLoader.Train.dataset.batch_transform_ops, got {', '.join(refusing)}"
+        )
 
 
 def build_evaluator(session: Session, precision: Precision) -> Evaluator | DetectionEvaluator:

@@ -1,7 +1,16 @@
 """Losses: from the `Loss` section of a config to one number per batch."""
 
-from ppcls.loss.celoss import CELoss
+from ppcls.loss.bceloss import BCELoss
+from ppcls.loss.celoss import CELoss, MixCELoss
 from ppcls.loss.combined import LOSSES, CombinedLoss, build_loss
 from ppcls.loss.multibox import MultiBoxLoss
 
-__all__ = ["LOSSES", "CELoss", "CombinedLoss", "MultiBoxLoss", "build_loss"]
+__all__ = [
+    "LOSSES",
+    "BCELoss",
+    "CELoss",
+    "CombinedLoss",
+    "MixCELoss",
+    "MultiBoxLoss",
+    "build_loss",
+]

@@ -25,6 +25,8 @@ class CELoss(nn.Layer):
     Raises ValueError for an epsilon outside [0, 1).
     """
 
+    takes_soft_labels = True
+
     def __init__(
         self, epsilon: float | None = None, reduction: Literal["mean", "sum"] = "mean"
     ) -> None:
@@ -54,3 +56,12 @@ class CELoss(nn.Layer):
             if self.epsilon:
                 target = F.label_smooth(target, epsilon=self.epsilon)
             return F.cross_entropy(logits, target, soft_label=True, reduction=self.reduction)
+
+
+@LOSSES.register()
+class MixCELoss(CELoss):
+    """CELoss under the name it has for mixed images in older PaddleClas files.
+
+    There it is `share * CE(label) + (1 - share) * CE(partner's label)`, which is the cross-entropy
+    of the mixed label.
+    """

@@ -12,7 +12,8 @@ from ppcls.utils.errors import ConfigError
 from ppcls.utils.registry import Registry
 
 # Name to `nn.Layer` class. `forward(logits, label)` returns a scalar, and the attribute `reduction`
-# says whether that is the "mean" or the "sum" over the samples.
+# says whether that is the "mean" or the "sum" over the samples. The labels of mixed images, [N, C]
+# floating, go to a loss with the attribute `takes_soft_labels = True` only.
 LOSSES: Registry = Registry("loss")
 
 
@@ -29,6 +30,14 @@ class CombinedLoss(nn.Layer):
         self.names = [name for name, _, _ in losses]
         self.weights = [weight for _, _, weight in losses]
         self.losses = nn.LayerList([layer for _, layer, _ in losses])
+
+    def without_soft_labels(self) -> list[str]:
+        """Names of the losses that take whole-number labels only."""
+        return [
+            name
+            for name, layer in zip(self.names, self.losses, strict=True)
+            if not getattr(layer, "takes_soft_labels", False)
+        ]
 
     def forward(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Return one weighted scalar per loss, in the order of the config, then their sum "loss".

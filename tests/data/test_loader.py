@@ -241,8 +241,8 @@ def test_a_batch_that_cannot_be_made_raises(workers, monkeypatch):
         ),
         ({"name": "ImagenetDataset"}, "did you mean 'ImageNetDataset'"),
         (
-            {"batch_transform_ops": [{"MixupOperator": {"alpha": 0.2}}]},
-            "D.Train.dataset.batch_transform_ops: .* not supported yet",
+            {"batch_transform_ops": [{"MixupOperator": {"alpha": -1}}]},
+            r"D.Train.dataset.batch_transform_ops\[0\].MixupOperator.alpha: expected a number > 0",
         ),
     ],
 )

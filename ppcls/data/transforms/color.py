@@ -87,6 +87,7 @@ class ColorJitter:
         saturation: factor drawn likewise.
         hue: shift drawn from [-hue, hue], in turns of the colour circle; at most 0.5.
         p: probability of changing the image at all.
+        prob: PaddleClas's name of `p`.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class ColorJitter:
         saturation: float = 0.0,
         hue: float = 0.0,
         p: float = 1.0,
+        prob: float | None = None,
     ) -> None:
         factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
         for name, value in factors.items():
@@ -103,9 +105,12 @@ class ColorJitter:
                 raise ValueError(f"{name}: expected a number >= 0, got {value!r}")
         if not 0 <= hue <= 0.5:
             raise ValueError(f"hue: expected a number from 0 to 0.5, got {hue!r}")
-        if not 0 <= p <= 1:
-            raise ValueError(f"p: expected a number from 0 to 1, got {p!r}")
-        self.p = p
+        for name, value in {"p": p, "prob": 1.0 if prob is None else prob}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected a number from 0 to 1, got {value!r}")
+        if prob is not None and p != 1.0:
+            raise ValueError(f"prob: expected either this or 'p', got {prob!r} and {p!r}")
+        self.p = p if prob is None else prob
         limits = {name: (max(0.0, 1.0 - v), 1.0 + v) for name, v in factors.items() if v}
         self.limits = limits | ({"hue": (-hue, hue)} if hue else {})
 
