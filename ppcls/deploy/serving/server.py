@@ -1,0 +1,111 @@
+"""uvicorn, started on a socket of ours and ended without losing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from ppcls.deploy.serving.config import ServingConfig
+from ppcls.deploy.serving.connection import connection_class
+from ppcls.utils.errors import JobError, UserError
+
+logger = logging.getLogger("ppcls")
+
+_ACCEPT_SECONDS = 0.1  # to take in connections that clients have made already
+_GRACE_SECONDS = 0.5  # for requests that are on their way on connections that are open
+
+
+class Server(uvicorn.Server):
+    """A server that at SIGTERM takes no new connections and answers every request it has.
+
+    uvicorn by itself closes connections on which a request is just arriving.
+
+    Args:
+        drain: called first: the service is no longer ready, and every answer ends its connection.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            logger.info("serving on %s", address(sockets[0]))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._drain()
+        await asyncio.sleep(_ACCEPT_SECONDS)
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        await asyncio.sleep(_GRACE_SECONDS)
+        await super().shutdown(sockets)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Reserve an address; nothing is accepted before `serve`. Raises UserError when it is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host} --port {port}: cannot listen there: {reason}") from error
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """The URL of a bound socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def make_server(app: Any, config: ServingConfig) -> Server:
+    """Return a server for the application of `create_app`; `should_exit = True` ends it."""
+    # A line for every garbled request would let a stranger fill the disk.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    return Server(
+        uvicorn.Config(
+            app,
+            http=connection_class(config.header_timeout, config.connections),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(2 * config.timeout + 10),
+        ),
+        app.state.service.drain,
+    )
+
+
+def serve(app: Any, config: ServingConfig, listener: socket.socket) -> None:
+    """Run the application of `create_app` until SIGTERM or SIGINT, then answer what is left.
+
+    Raises JobError when the service cannot start.
+    """
+    server = make_server(app, config)
+    # uvicorn raises the signal again once it is done; with this handler that ends nothing.
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, server.handle_exit) for number in numbers}
+    try:
+        server.run(sockets=[listener])
+    except SystemExit as error:  # uvicorn's way to say that the application did not start
+        raise JobError("the service did not start; the lines above say why") from error
+    finally:
+        listener.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
