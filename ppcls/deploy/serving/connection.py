@@ -62,7 +62,7 @@ class Connection(H11Protocol):
             body = json.dumps({"error": message}).encode()
             head = (
                 f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {len(body)}\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
+                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
             )
             self.transport.write(head.encode() + body)
         self.transport.close()

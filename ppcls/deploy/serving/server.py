@@ -74,7 +74,8 @@ def address(listener: socket.socket) -> str:
 def make_server(app: Any, config: ServingConfig) -> Server:
     """Return a server for the application of `create_app`; `should_exit = True` ends it."""
     # A line for every garbled request would let a stranger fill the disk.
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    for name in ("uvicorn.error", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     return Server(
         uvicorn.Config(
             app,

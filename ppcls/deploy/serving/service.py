@@ -236,5 +236,5 @@ def _slowest(images: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _sentence(error: DataError, name: str) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).removeprefix("the image: ")  # it has a name here
     return text if text.startswith(f"{name}: ") else f"{name}: {text}"

@@ -63,7 +63,7 @@ class FakeEngine:
         try:
             array = DecodeImage()(data, np.random.default_rng(0))
         except ValueError as error:
-            raise DataError(str(error)) from error
+            raise DataError(f"the image: {error}") from error
         return round(float(array.mean())), (array.shape[1], array.shape[0])
 
     def run(self, batch: list[tuple[int, tuple[int, int]]]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 "use strict";
 
-const COLORS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#d6006c"];
+// Dark enough for white letters on them.
+const COLORS = ["#c2185b", "#2e7d32", "#3949ab", "#b35400", "#7b1fa2", "#00707a", "#795548", "#0a6fb5"];
 const STAGES = {
   decode: "Decode and transform",
   queue: "Wait for a batch",
@@ -30,6 +31,7 @@ function say(text) {
 function showError(text) {
   at("error").textContent = text;
   at("error").hidden = false;
+  at("no-preview").hidden = true;
   say("No result.");
 }
 
@@ -160,10 +162,9 @@ function showLatency(latency) {
 
 async function ask(file, signal) {
   const started = performance.now();
-  const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
-  const response = await fetch("/predict", {
-    method: "POST", body: file, headers: { "Content-Type": type }, signal,
-  });
+  const form = new FormData(); // unlike the bare file it says the name, which errors repeat
+  form.append("file", file, file.name || "picture");
+  const response = await fetch("/predict", { method: "POST", body: form, signal });
   const content = await response.json();
   if (!response.ok) {
     throw new Error(content.error);
