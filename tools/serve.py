@@ -19,7 +19,7 @@ from typing import Any
 import _bootstrap  # noqa: F401
 
 from ppcls.deploy.serving import ServingConfig, require_packages
-from ppcls.utils import cli, logger, runtime
+from ppcls.utils import cli, logger
 from ppcls.utils.errors import UserError
 
 EXAMPLE = """python tools/serve.py --model output/HarDNet39_ds/inference
@@ -44,6 +44,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000, help="0: any (default: %(default)s)")
     parser.add_argument("--runtime", help="default: the fastest that is installed")
     parser.add_argument("--threads", type=int, help="of the network (default: one per core)")
+    parser.add_argument(
+        "--precision", choices=["float32", "bfloat16"], default="float32", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--hint",
+        choices=["latency", "throughput"],
+        default="latency",
+        help="what counts, one batch or many at a time (%(default)s)",
+    )
     for name, (kind, text) in LIMITS.items():
         default = getattr(ServingConfig, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} ({default})")
@@ -61,10 +70,15 @@ def serving_config(args: argparse.Namespace) -> ServingConfig:
 
 def load(args: argparse.Namespace) -> Any:
     """The network behind the service."""
-    runtime.import_paddle()
     from ppcls.deploy import Predictor
 
-    return Predictor(args.model, runtime=args.runtime, threads=args.threads)
+    return Predictor(
+        args.model,
+        runtime=args.runtime,
+        threads=args.threads,
+        precision=args.precision,
+        hint=args.hint,
+    )
 
 
 def serve(args: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ class ServingConfig:
     max_pixels: int = 50_000_000  # of one image, by its header, and after scaling its shorter side
     timeout: float = 30.0  # seconds for a body to arrive, and as many for its answer
     decoders: int = 2  # threads that read and transform images
-    workers: int = 1  # threads that run batches
+    workers: int | None = None  # threads that run batches; None: as many as the engine likes
     header_timeout: float = 10.0  # seconds for the headers of a request to arrive
     connections: int = 512  # open at once; more get 503
     buffered_bytes: int | None = None  # of all bodies in memory; None: 8 times `max_bytes`

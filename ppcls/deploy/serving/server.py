@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -34,11 +36,30 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
         super().__init__(config)
         self._drain = drain
+        self._is_running = False
+        self._early: int | None = None  # a signal that came before
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
             logger.info("serving on %s", address(sockets[0]))
+        asyncio.get_running_loop().call_soon(self._run)
+
+    def _run(self) -> None:
+        self._is_running = True
+        if self._early is not None:
+            self.handle_exit(self._early, None)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal. Before the first turn of its loop, uvicorn (up to 0.38 at least) would
+        end on one without a shutdown; a second one ends the process there."""
+        if self._is_running:
+            super().handle_exit(sig, frame)
+        elif self._early is None:
+            self._early = sig
+        else:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._drain()
@@ -103,9 +124,10 @@ def serve(app: Any, config: ServingConfig, listener: socket.socket) -> None:
         numbers = (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.signal(number, server.handle_exit) for number in numbers}
     try:
-        server.run(sockets=[listener])
-    except SystemExit as error:  # uvicorn's way to say that the application did not start
-        raise JobError("the service did not start; the lines above say why") from error
+        with contextlib.suppress(SystemExit):  # newer versions: the application did not start
+            server.run(sockets=[listener])
+        if not server.started:
+            raise JobError("the service did not start; the lines above say why")
     finally:
         listener.close()
         for number, handler in before.items():

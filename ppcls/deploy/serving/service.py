@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
-from PIL import Image
-
-from ppcls.data.datasets.base import naming
 from ppcls.deploy.serving.batcher import Answer, Batcher
 from ppcls.deploy.serving.body import Receive, read_body
 from ppcls.deploy.serving.budget import Budget
@@ -54,7 +50,7 @@ class Service:
             engine.run,
             max_batch=self.max_batch,
             max_delay=config.max_delay_ms / 1000,
-            workers=config.workers,
+            workers=config.workers or engine.streams,
             observe=lambda size, seconds: self.metrics.batches.observe(size),
         )
         watch = self.metrics.watch
@@ -63,8 +59,8 @@ class Service:
         watch("body_bytes", "Bytes of bodies in memory.", lambda: self.bytes.taken)
 
     async def start(self) -> None:
-        """Run the network once, so that the first client does not wait for what it sets up."""
-        await self._in_pool(self._warm_up)
+        """Run batches of every size, so that no client waits for what the network sets up."""
+        await self._in_pool(self.engine.warm_up, *range(1, self.max_batch + 1))
         self.is_ready = True
 
     def drain(self) -> None:
@@ -149,10 +145,9 @@ class Service:
         started = time.perf_counter()
         check_header(upload.data, upload.name, self.config.max_pixels, self._short)
         try:
-            with naming(lambda: upload.name):
-                item = self.engine.prepare(upload.data)
+            item = self.engine.prepare(upload.data, upload.name)
         except DataError as error:
-            raise RequestError(400, _sentence(error, upload.name)) from error
+            raise RequestError(400, " ".join(str(error).split())) from error
         return _Prepared(item, time.perf_counter() - started)
 
     def _result(
@@ -175,14 +170,6 @@ class Service:
         future = self._decoders.submit(function, *args)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free_decoders.release))
         return await asyncio.wrap_future(future)
-
-    def _warm_up(self) -> None:
-        side = max(512, *(2 * size for size in self.engine.manifest.input.shape[1:] if size))
-        file = io.BytesIO()
-        Image.new("RGB", (side, side), "grey").save(file, "PNG")
-        item = self.engine.prepare(file.getvalue())
-        for count in sorted({1, self.max_batch}):
-            self.engine.run([item] * count)
 
 
 def _max_batch(engine: Engine, config: ServingConfig) -> int:
@@ -233,8 +220,3 @@ async def _all(futures: list[Awaitable[T]]) -> list[T]:
 def _slowest(images: list[dict[str, Any]]) -> dict[str, float]:
     stages = images[0]["latency_ms"]
     return {stage: max(image["latency_ms"][stage] for image in images) for stage in stages}
-
-
-def _sentence(error: DataError, name: str) -> str:
-    text = " ".join(str(error).split()).removeprefix("the image: ")  # it has a name here
-    return text if text.startswith(f"{name}: ") else f"{name}: {text}"

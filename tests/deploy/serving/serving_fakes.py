@@ -59,11 +59,17 @@ class FakeEngine:
     def metadata(self) -> dict[str, Any]:
         return {"runtime": "nothing at all", "class_names": self.manifest.class_names}
 
-    def prepare(self, data: bytes) -> tuple[int, tuple[int, int]]:
+    streams = 1
+
+    def warm_up(self, *batch_sizes: int) -> None:
+        for size in batch_sizes:
+            self.run([self.prepare(picture(), "warm up")] * size)
+
+    def prepare(self, data: bytes, name: str) -> tuple[int, tuple[int, int]]:
         try:
             array = DecodeImage()(data, np.random.default_rng(0))
         except ValueError as error:
-            raise DataError(f"the image: {error}") from error
+            raise DataError(f"{name}: {error}") from error
         return round(float(array.mean())), (array.shape[1], array.shape[0])
 
     def run(self, batch: list[tuple[int, tuple[int, int]]]) -> list[dict[str, Any]]:

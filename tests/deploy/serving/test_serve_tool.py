@@ -96,7 +96,7 @@ def test_an_idle_server_ends_at_once(number):
 
 
 def test_not_ready_while_it_ends():
-    with program("--max-delay-ms", "0", ms="800 0") as (process, port):
+    with program("--max-delay-ms", "0", "--max-batch", "1", ms="800 0") as (process, port):
         kept, busy = connect(port), connect(port)
         kept.request("GET", "/healthz")
         assert status_of(kept) == 200
@@ -106,6 +106,25 @@ def test_not_ready_while_it_ends():
         time.sleep(0.4)
         assert status_of(kept) == 503
         assert status_of(busy) == 200 and process.wait(20) == 0
+
+
+def test_a_signal_while_it_starts():
+    """While the network warms up, which takes a second here."""
+    paths = [str(SERVER.parent), str(ROOT / "tools")]
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]; import serve, serving_fakes\n"
+        "class Engine(serving_fakes.FakeEngine):\n"
+        "    def warm_up(self, *sizes):\n"
+        "        print('warming up', flush=True)\n"
+        "        super().warm_up(*sizes)\n"
+        "serve.load = lambda args: Engine(per_batch=0.1)\n"
+        "sys.exit(serve.main(['--model', '.', '--port', '0']))"
+    )
+    command = [sys.executable, "-c", code, *paths]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout.readline() == "warming up\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
 
 
 # ---------------------------------------------------------------- mistakes
