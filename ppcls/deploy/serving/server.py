@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -20,7 +20,6 @@ from ppcls.utils.errors import JobError, UserError
 
 logger = logging.getLogger("ppcls")
 
-_ACCEPT_SECONDS = 0.1  # to take in connections that clients have made already
 _GRACE_SECONDS = 0.5  # for requests that are on their way on connections that are open
 
 
@@ -63,13 +62,29 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._drain()
-        await asyncio.sleep(_ACCEPT_SECONDS)
-        for server in self.servers:
-            server.close()
-        for listener in sockets or []:
+        # Clients have connected whom the loop has not seen yet: to close would reset them.
+        late = [client for listener in sockets or [] for client in _accept_all(listener)]
+        for listener in [*self.servers, *(sockets or [])]:
             listener.close()
+        loop = asyncio.get_running_loop()
+        for client in late:
+            await loop.connect_accepted_socket(self._make_connection, client)
         await asyncio.sleep(_GRACE_SECONDS)
         await super().shutdown(sockets)
+
+    def _make_connection(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # as uvicorn does for those it accepts
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+
+def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
+    """Yield the connections that wait at a listening socket that does not block."""
+    with contextlib.suppress(OSError):  # BlockingIOError: no more of them
+        while True:
+            client, _ = listener.accept()
+            client.setblocking(False)
+            yield client
 
 
 def bind(host: str, port: int) -> socket.socket:
