@@ -22,6 +22,7 @@ from ppcls.utils.errors import DataError
 
 logger = logging.getLogger("ppcls")
 T = TypeVar("T")
+_SMALL_BODY = 65536  # bytes that are taken apart sooner than handed to a thread
 # A result's lists that have one entry per class named, best first.
 _RANKED = ("class_ids", "scores", "label_names")
 
@@ -114,7 +115,10 @@ class Service:
     async def _answer(
         self, content_type: str, query: Mapping[str, str], body: bytes
     ) -> list[dict[str, Any]]:
-        payload = await self._in_pool(self._read, content_type, query, body)
+        if len(body) < _SMALL_BODY:
+            payload = self._read(content_type, query, body)
+        else:
+            payload = await self._in_pool(self._read, content_type, query, body)
         with self.images.hold() as held:
             held.take(len(payload.uploads))
             return await self._compute(payload)
