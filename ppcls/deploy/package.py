@@ -92,6 +92,17 @@ class Manifest:
         unknown = next((form for form in self.forms if form not in FORMS), None)
         if unknown is not None:
             raise ValueError(f"forms: unknown form {unknown!r}; known: {', '.join(FORMS)}")
+        if (self.task == "detection") != (self.output == "detections"):
+            raise ValueError(f"output: expected one of a {self.task} network, got {self.output!r}")
+        if self.task == "detection" and self.class_num < 2:
+            raise ValueError(f"class_num: expected 2 or more of a detector, got {self.class_num}")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Plain YAML: a list that occurs twice is written twice, and not as an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def write_manifest(folder: Path, manifest: Manifest, forms: Iterable[str]) -> Manifest:
@@ -113,7 +124,7 @@ def write_manifest(folder: Path, manifest: Manifest, forms: Iterable[str]) -> Ma
         "PostProcess": {"Topk" if manifest.task == "classification" else "Detection": post},
         "Deploy": {"version": VERSION, **section},
     }
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     atomic_write_text(folder / MANIFEST, text)
     return manifest
 
@@ -132,8 +143,8 @@ def read_manifest(folder: str | Path) -> Manifest:
             f"{folder}: expected an export folder with {MANIFEST}, found none; "
             "tools/export_model.py writes one"
         )
-    content = config_file.read_yaml(path)
-    section = content.get("Deploy") if isinstance(content, dict) else None
+    content = config_file.read_mapping(path)  # not of a recipe: `_BASE_` names no file here
+    section = content.get("Deploy")
     if not isinstance(section, dict):
         raise UserError(f"{path}: expected a section 'Deploy', found none")
     values = dict(section)
@@ -158,9 +169,12 @@ def check_files(folder: str | Path, manifest: Manifest, form: str) -> None:
     if form not in manifest.forms:
         there = ", ".join(manifest.forms) or "none"
         raise UserError(f"{folder}: expected the form {form!r}, found {there}")
+    if set(manifest.forms[form]) != set(FORMS[form]):
+        raise UserError(
+            f"{folder / MANIFEST}: Deploy.forms.{form}: expected {', '.join(FORMS[form])}, "
+            f"found {', '.join(map(repr, manifest.forms[form])) or 'none'}"
+        )
     for name, expected in manifest.forms[form].items():
-        if name not in FORMS[form]:
-            raise UserError(f"{folder / MANIFEST}: unknown file {name!r} of the form {form!r}")
         found = _sha256(folder / name)
         if found != expected:
             raise UserError(
