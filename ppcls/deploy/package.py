@@ -30,13 +30,14 @@ from ppcls.utils.fileio import atomic_write_text, map_file
 
 MANIFEST = "inference.yml"
 VERSION = 1
-# In the order of preference when several could run (see `ppcls.deploy.predictor`).
+# Which one runs when nobody says so: `ppcls.deploy.runtimes.PREFERENCE`.
 FORMS: dict[str, tuple[str, ...]] = {
     "openvino": ("inference.xml", "inference.bin"),
     "onnx": ("inference.onnx",),
     "paddle": ("inference.json", "inference.pdmodel", "inference.pdiparams"),
     "openvino-int8": ("inference_int8.xml", "inference_int8.bin"),
 }
+_OPTIONAL = ("inference.json",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class InputSpec:
     def __post_init__(self) -> None:
         if len(self.shape) != 4:
             raise ValueError(f"shape: expected 4 sizes, got {self.shape}")
+        if any(size is not None and size < 1 for size in self.shape):
+            raise ValueError(f"shape: expected sizes from 1, or null, got {self.shape}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +113,14 @@ def write_manifest(folder: Path, manifest: Manifest, forms: Iterable[str]) -> Ma
 
     Returns the manifest with `forms` filled in. Raises UserError when a form's file is missing.
     """
-    hashes = {form: {name: _sha256(folder / name) for name in FORMS[form]} for form in forms}
+    hashes = {
+        form: {
+            name: _sha256(folder / name)
+            for name in FORMS[form]
+            if name not in _OPTIONAL or (folder / name).exists()
+        }
+        for form in forms
+    }
     manifest = dataclasses.replace(manifest, forms=hashes)
     section = {
         key: value
@@ -169,12 +179,13 @@ def check_files(folder: str | Path, manifest: Manifest, form: str) -> None:
     if form not in manifest.forms:
         there = ", ".join(manifest.forms) or "none"
         raise UserError(f"{folder}: expected the form {form!r}, found {there}")
-    if set(manifest.forms[form]) != set(FORMS[form]):
-        raise UserError(
-            f"{folder / MANIFEST}: Deploy.forms.{form}: expected {', '.join(FORMS[form])}, "
-            f"found {', '.join(map(repr, manifest.forms[form])) or 'none'}"
-        )
-    for name, expected in manifest.forms[form].items():
+    listed = manifest.forms[form]
+    absent = next((n for n in FORMS[form] if n not in listed and n not in _OPTIONAL), None)
+    if absent is not None:
+        raise UserError(f"{folder / MANIFEST}: expected a SHA-256 of {absent!r}, found none")
+    for name, expected in listed.items():
+        if name not in FORMS[form]:
+            raise UserError(f"{folder / MANIFEST}: unknown file {name!r} of the form {form!r}")
         found = _sha256(folder / name)
         if found != expected:
             raise UserError(

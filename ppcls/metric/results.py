@@ -81,6 +81,15 @@ def found_objects(name: str | None, found: Detections, names: Sequence[str]) -> 
     }
 
 
+def as_detections(result: Result) -> Detections:
+    """Return what `found_objects` was made of, best first."""
+    return Detections(
+        np.array(result["labels"], np.int64),
+        np.array(result["scores"], np.float32),
+        np.array(result["boxes"], np.float32).reshape(-1, 4),
+    )
+
+
 def describe_objects(result: Result, threshold: float) -> str:
     """Return the log line of `found_objects`, of scores from `threshold` on."""
     rows = zip(result["label_names"], result["scores"], result["boxes"], strict=True)

@@ -106,12 +106,21 @@ def test_forms_the_folder_lacks(tmp_path):
         check_files(tmp_path, manifest, "tensorrt")
 
 
-@pytest.mark.parametrize("names", [[], ["../weights"], ["inference.onnx", "more"]])
+@pytest.mark.parametrize("names", [[], ["../weights"], ["../weights", "inference.onnx"]])
 def test_a_form_is_all_of_its_files_and_no_others(tmp_path, names):
     write(tmp_path)
     edit(tmp_path, forms={"onnx": dict.fromkeys(names, "0" * 64)})
-    with pytest.raises(UserError, match=r"Deploy\.forms\.onnx: expected inference\.onnx, found"):
+    message = r"(expected a SHA-256 of 'inference\.onnx'|unknown file '\.\./weights' of the form)"
+    with pytest.raises(UserError, match=message):
         check_files(tmp_path, read_manifest(tmp_path), "onnx")
+
+
+def test_paddle_2_writes_one_program(tmp_path):
+    for name in ("inference.pdmodel", "inference.pdiparams"):
+        (tmp_path / name).write_text(name)
+    manifest = write_manifest(tmp_path, CLASSIFIER, ["paddle"])
+    assert list(manifest.forms["paddle"]) == ["inference.pdmodel", "inference.pdiparams"]
+    check_files(tmp_path, read_manifest(tmp_path), "paddle")
 
 
 def test_folders_that_are_no_export(tmp_path):
@@ -136,6 +145,7 @@ def test_folders_that_are_no_export(tmp_path):
         ({"class_num": 0}, r"Deploy\.class_num: expected a number >= 1"),
         ({"class_num": 4}, "class_names: expected 4 names, got 3"),
         ({"input": {"shape": [1, 3]}}, r"Deploy\.input\.shape: expected 4 sizes"),
+        ({"input": {"shape": [0, 3, 32, 32]}}, r"Deploy\.input\.shape: expected sizes from 1"),
         ({"input": {"shape": [1, 3, 32, 32], "dtype": "int8"}}, r"Deploy\.input\.dtype"),
         ({"output": None}, "missing key 'output'"),
         ({"outputs": "logits"}, "unknown key 'outputs'; did you mean 'output'"),
