@@ -30,13 +30,14 @@ from ppcls.utils.fileio import atomic_write_text, map_file
 
 MANIFEST = "inference.yml"
 VERSION = 1
-# In the order of preference when several could run (see `ppcls.deploy.predictor`).
+# Which one runs when nobody says so: `ppcls.deploy.runtimes.PREFERENCE`.
 FORMS: dict[str, tuple[str, ...]] = {
     "openvino": ("inference.xml", "inference.bin"),
     "onnx": ("inference.onnx",),
     "paddle": ("inference.json", "inference.pdmodel", "inference.pdiparams"),
     "openvino-int8": ("inference_int8.xml", "inference_int8.bin"),
 }
+_OPTIONAL = ("inference.json",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class InputSpec:
     def __post_init__(self) -> None:
         if len(self.shape) != 4:
             raise ValueError(f"shape: expected 4 sizes, got {self.shape}")
+        if any(size is not None and size < 1 for size in self.shape):
+            raise ValueError(f"shape: expected sizes from 1, or null, got {self.shape}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,17 @@ class Manifest:
         unknown = next((form for form in self.forms if form not in FORMS), None)
         if unknown is not None:
             raise ValueError(f"forms: unknown form {unknown!r}; known: {', '.join(FORMS)}")
+        if (self.task == "detection") != (self.output == "detections"):
+            raise ValueError(f"output: expected one of a {self.task} network, got {self.output!r}")
+        if self.task == "detection" and self.class_num < 2:
+            raise ValueError(f"class_num: expected 2 or more of a detector, got {self.class_num}")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Plain YAML: a list that occurs twice is written twice, and not as an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def write_manifest(folder: Path, manifest: Manifest, forms: Iterable[str]) -> Manifest:
@@ -99,7 +113,14 @@ def write_manifest(folder: Path, manifest: Manifest, forms: Iterable[str]) -> Ma
 
     Returns the manifest with `forms` filled in. Raises UserError when a form's file is missing.
     """
-    hashes = {form: {name: _sha256(folder / name) for name in FORMS[form]} for form in forms}
+    hashes = {
+        form: {
+            name: _sha256(folder / name)
+            for name in FORMS[form]
+            if name not in _OPTIONAL or (folder / name).exists()
+        }
+        for form in forms
+    }
     manifest = dataclasses.replace(manifest, forms=hashes)
     section = {
         key: value
@@ -113,7 +134,7 @@ def write_manifest(folder: Path, manifest: Manifest, forms: Iterable[str]) -> Ma
         "PostProcess": {"Topk" if manifest.task == "classification" else "Detection": post},
         "Deploy": {"version": VERSION, **section},
     }
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     atomic_write_text(folder / MANIFEST, text)
     return manifest
 
@@ -132,8 +153,8 @@ def read_manifest(folder: str | Path) -> Manifest:
             f"{folder}: expected an export folder with {MANIFEST}, found none; "
             "tools/export_model.py writes one"
         )
-    content = config_file.read_yaml(path)
-    section = content.get("Deploy") if isinstance(content, dict) else None
+    content = config_file.read_mapping(path)  # not of a recipe: `_BASE_` names no file here
+    section = content.get("Deploy")
     if not isinstance(section, dict):
         raise UserError(f"{path}: expected a section 'Deploy', found none")
     values = dict(section)
@@ -158,7 +179,11 @@ def check_files(folder: str | Path, manifest: Manifest, form: str) -> None:
     if form not in manifest.forms:
         there = ", ".join(manifest.forms) or "none"
         raise UserError(f"{folder}: expected the form {form!r}, found {there}")
-    for name, expected in manifest.forms[form].items():
+    listed = manifest.forms[form]
+    absent = next((n for n in FORMS[form] if n not in listed and n not in _OPTIONAL), None)
+    if absent is not None:
+        raise UserError(f"{folder / MANIFEST}: expected a SHA-256 of {absent!r}, found none")
+    for name, expected in listed.items():
         if name not in FORMS[form]:
             raise UserError(f"{folder / MANIFEST}: unknown file {name!r} of the form {form!r}")
         found = _sha256(folder / name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import paddle
 from paddle import nn
 
 import ppcls
-from ppcls.data.datasets.base import naming
-from ppcls.data.datasets.folder import IMAGE_SUFFIXES
-from ppcls.data.transforms import Compose, ToCHWImage, build_transforms
+from ppcls.data.images import Preparation, list_images
 from ppcls.engine.build import Session, build_network, require_weights, to_static
 from ppcls.engine.config import PostProcessConfig, Recipe
 from ppcls.engine.evaluator import logits_of
 from ppcls.engine.precision import Precision
-from ppcls.utils.errors import ConfigError, DataError, JobError, UserError
+from ppcls.metric.results import check_finite, describe_classes, top_classes
+from ppcls.utils.errors import ConfigError, DataError, UserError
 
 logger = logging.getLogger("ppcls")
 
@@ -41,7 +39,7 @@ def classify(session: Session) -> list[dict[str, Any]]:
     paths = images_to_infer(recipe)
     require_weights(session)
     names = _class_names(post, recipe.class_num)
-    transforms = _transforms(recipe)
+    prepare = Preparation(*inference_transforms(recipe))
     precision = Precision(recipe.AMP, session.device)
     model = build_network(session)
     precision.prepare(model)
@@ -50,10 +48,10 @@ def classify(session: Session) -> list[dict[str, Any]]:
     results = []
     for start in range(0, len(paths), recipe.Infer.batch_size):
         batch = paths[start : start + recipe.Infer.batch_size]
-        scores = _scores(model, [_load(path, transforms) for path in batch], precision)
+        scores = _scores(model, [prepare(path).tensor for path in batch], precision)
         for path, row in zip(batch, scores, strict=True):
-            results.append(_top(path, row, post.topk, names))
-            logger.info("%s", _line(results[-1]))
+            results.append(top_classes(str(path), row, post.topk, names))
+            logger.info("%s", describe_classes(results[-1]))
     return results
 
 
@@ -65,35 +63,6 @@ def images_to_infer(recipe: Recipe) -> list[Path]:
             "type -o Infer.infer_imgs=PATH"
         )
     return list_images(Path(recipe.Infer.infer_imgs))
-
-
-def list_images(path: Path) -> list[Path]:
-    """Return the images `path` means: itself, those of a folder (sorted, all levels), or those a
-    `.txt` file lists, one a line, relative to the file's own folder.
-
-    Raises DataError when there is nothing.
-    """
-    if path.is_dir():
-        found = sorted(
-            p
-            for p in path.rglob("*")
-            if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-        )
-    elif path.suffix.lower() == ".txt" and path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: expected a text file that lists images: {error}") from error
-        found = [path.parent / line.strip() for line in lines if line.strip()]
-    else:
-        found = [path]
-    if not found:
-        raise DataError(f"{path}: expected at least one image, found none")
-    missing = next((image for image in found if not image.is_file()), None)
-    if missing is not None:
-        listed = "" if missing == path else f" (listed in {path})"
-        raise DataError(f"{missing}: no such image{listed}")
-    return found
 
 
 def read_class_names(path: str | Path, delimiter: str | None = None) -> dict[int, str]:
@@ -152,18 +121,6 @@ def inference_transforms(recipe: Recipe) -> tuple[list, str]:
     return entries, where
 
 
-def _transforms(recipe: Recipe) -> Compose:
-    built = build_transforms(*inference_transforms(recipe)).transforms
-    is_chw = any(isinstance(transform, ToCHWImage) for transform in built)
-    return Compose(built if is_chw else [*built, ToCHWImage()])
-
-
-def _load(path: Path, transforms: Compose) -> np.ndarray:
-    with naming(lambda: str(path)):
-        image = transforms(path.read_bytes(), np.random.default_rng(0))
-    return np.ascontiguousarray(image, dtype=np.float32)
-
-
 @paddle.no_grad()
 def _scores(model: nn.Layer, images: list[np.ndarray], precision: Precision) -> np.ndarray:
     shapes = {image.shape for image in images}
@@ -172,27 +129,5 @@ def _scores(model: nn.Layer, images: list[np.ndarray], precision: Precision) -> 
     with precision.autocast():
         logits = logits_of(model, paddle.to_tensor(np.stack(images)))
     scores = paddle.nn.functional.softmax(logits.astype("float32")).numpy()
-    if not np.isfinite(scores).all():
-        raise JobError("the network's output is not finite: its weights may be damaged")
+    check_finite(scores)
     return scores
-
-
-def _top(path: Path, scores: np.ndarray, k: int, names: dict[int, str] | None) -> dict[str, Any]:
-    best = np.argsort(-scores, kind="stable")[:k]
-    result: dict[str, Any] = {
-        "file_name": str(path),
-        "class_ids": [int(i) for i in best],
-        "scores": [float(scores[i]) for i in best],
-    }
-    if names is not None:
-        result["label_names"] = [names[int(i)] for i in best]
-    return result
-
-
-def _line(result: dict[str, Any]) -> str:
-    def parts() -> Iterator[str]:
-        labels = result.get("label_names") or [""] * len(result["class_ids"])
-        for number, score, label in zip(result["class_ids"], result["scores"], labels, strict=True):
-            yield f"{number} {label} {score:.4f}".replace("  ", " ")
-
-    return f"{result['file_name']}: {', '.join(parts())}"

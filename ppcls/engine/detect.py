@@ -11,17 +11,16 @@ import paddle
 from paddle import nn
 
 from ppcls.arch.detection.postprocess import PostProcess
-from ppcls.data.datasets.base import as_chw, naming
-from ppcls.data.datasets.detection import split_decode
-from ppcls.data.transforms import build_box_transforms
+from ppcls.data.images import Preparation, PreparedImage
 from ppcls.engine.build import Session, build_network, require_weights, to_static
 from ppcls.engine.classify import images_to_infer, inference_transforms
 from ppcls.engine.config import Recipe
 from ppcls.engine.detection import check_detector
-from ppcls.engine.draw import draw_detections, save_picture
+from ppcls.engine.draw import draw_detections, picture_paths, save_picture
 from ppcls.engine.precision import Precision
 from ppcls.metric.detection import Detections, split_rows
-from ppcls.utils.errors import DataError, JobError, UserError
+from ppcls.metric.results import describe_objects, found_objects, numbered_names
+from ppcls.utils.errors import DataError, JobError
 
 logger = logging.getLogger("ppcls")
 
@@ -38,8 +37,7 @@ def detect(session: Session) -> list[dict[str, Any]]:
     require_weights(session)
     paths = images_to_infer(recipe)
     names = read_names(recipe)
-    entries, where = inference_transforms(recipe)
-    decode, transforms = split_decode(build_box_transforms(entries, where), where)
+    prepare = Preparation(*inference_transforms(recipe), task="detection")
     precision = Precision(recipe.AMP, session.device)
     model = build_network(session)
     check_detector(model)
@@ -47,17 +45,19 @@ def detect(session: Session) -> list[dict[str, Any]]:
     network = to_static(session, model)
     network.eval()
     post = PostProcess(recipe.class_num, recipe.Infer.Detection)
-    targets = _picture_paths(paths, Path(recipe.Infer.output_dir))
+    targets = picture_paths(paths, Path(recipe.Infer.output_dir), "Infer.output_dir")
     results = []
     for start in range(0, len(paths), recipe.Infer.batch_size):
         batch = paths[start : start + recipe.Infer.batch_size]
-        pixels, images = zip(*(_load(path, decode, transforms) for path in batch), strict=True)
-        found = _run(network, model, post, images, pixels, precision)
-        for path, picture, detections in zip(batch, pixels, found, strict=True):
-            shown = draw_detections(picture, detections, names, recipe.Infer.threshold)
+        images = [prepare(path, keep_pixels=True) for path in batch]
+        found = _run(network, model, post, images, precision)
+        for path, image, detections in zip(batch, images, found, strict=True):
+            shown = draw_detections(image.pixels, detections, names, recipe.Infer.threshold)
             save_picture(shown, targets[path])
-            results.append(_result(path, targets[path], detections, names))
-            logger.info("%s", _line(results[-1], recipe.Infer.threshold))
+            result = found_objects(image.name, detections, names)
+            results.append({**result, "picture": str(targets[path])})
+            line = describe_objects(result, recipe.Infer.threshold)
+            logger.info("%s -> %s", line, targets[path])
     return results
 
 
@@ -65,7 +65,7 @@ def read_names(recipe: Recipe) -> list[str]:
     """Return the classes' names, the background first: those of `Infer.label_list`, or numbers."""
     path, count = recipe.Infer.label_list, recipe.class_num
     if path is None:
-        return ["background", *map(str, range(1, count))]
+        return numbered_names(count)
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -79,72 +79,18 @@ def read_names(recipe: Recipe) -> list[str]:
     return ["background", *names]
 
 
-def _load(path: Path, decode: Any, transforms: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image as RGB pixels, HWC uint8, and as the network takes it, CHW float32."""
-    rng = np.random.default_rng(0)
-    with naming(lambda: str(path)):
-        image = decode(path.read_bytes(), rng)
-        pixels = image if decode.to_rgb else np.ascontiguousarray(image[:, :, ::-1])
-        nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-        ready, *_ = transforms(image, *nothing, rng)
-        return pixels, as_chw(ready, transforms.gives_chw)
-
-
 @paddle.no_grad()
 def _run(
     network: nn.Layer,
     model: nn.Layer,
     post: PostProcess,
-    images: tuple[np.ndarray, ...],
-    pixels: tuple[np.ndarray, ...],
+    images: list[PreparedImage],
     precision: Precision,
 ) -> list[Detections]:
     with precision.autocast():
-        loc, conf = network(paddle.to_tensor(np.stack(images)))
+        loc, conf = network(paddle.to_tensor(np.stack([image.tensor for image in images])))
     if not bool(paddle.isfinite(conf.astype("float32")).all()):
         raise JobError("the network's output is not finite: its weights may be damaged")
-    sizes = [[image.shape[1], image.shape[0]] for image in pixels]
+    sizes = [list(image.size) for image in images]
     rows, counts = post(loc, conf, model.priors, paddle.to_tensor(sizes))
     return list(split_rows(rows.numpy(), counts.numpy(), range(len(images))).values())
-
-
-def _picture_paths(paths: list[Path], folder: Path) -> dict[Path, Path]:
-    """Where each picture goes: under its own name, numbered when two have the same one."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Infer.output_dir: {folder} cannot be made: {error.strerror}") from error
-    targets: dict[Path, Path] = {}
-    taken: set[str] = set()
-    for path in paths:
-        suffix = path.suffix.lower() if path.suffix.lower() in (".png", ".jpg", ".jpeg") else ".png"
-        name, number = path.stem + suffix, 1
-        while name in taken:
-            number += 1
-            name = f"{path.stem}_{number}{suffix}"
-        taken.add(name)
-        targets[path] = folder / name
-    return targets
-
-
-def _result(path: Path, picture: Path, found: Detections, names: list[str]) -> dict[str, Any]:
-    order = np.argsort(-found.scores, kind="stable")
-    labels = found.labels[order].tolist()
-    return {
-        "file_name": str(path),
-        "picture": str(picture),
-        "labels": labels,
-        "label_names": [names[label] for label in labels],
-        "scores": found.scores[order].tolist(),
-        "boxes": found.boxes[order].tolist(),
-    }
-
-
-def _line(result: dict[str, Any], threshold: float) -> str:
-    rows = zip(result["label_names"], result["scores"], result["boxes"], strict=True)
-    shown = [
-        f"{name} {score:.3f} [{', '.join(f'{x:.0f}' for x in box)}]"
-        for name, score, box in rows
-        if score >= threshold
-    ]
-    return f"{result['file_name']}: {'; '.join(shown) or 'nothing'} -> {result['picture']}"

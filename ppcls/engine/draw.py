@@ -87,6 +87,28 @@ def contact_sheet(
     return sheet
 
 
+def picture_paths(paths: list[Path], folder: Path, where: str) -> dict[Path, Path]:
+    """Return where each picture goes: under its own name, numbered when two have the same one.
+
+    Makes `folder`. Raises UserError, which begins with `where`, when that cannot be done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{where}: {folder} cannot be made: {error.strerror}") from error
+    targets: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for path in paths:
+        suffix = path.suffix.lower() if path.suffix.lower() in (".png", ".jpg", ".jpeg") else ".png"
+        name, number = path.stem + suffix, 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}_{number}{suffix}"
+        taken.add(name)
+        targets[path] = folder / name
+    return targets
+
+
 def save_picture(picture: Image.Image, path: str | Path) -> None:
     """Write a picture as PNG or JPEG, by the name's suffix; a half-written file is never left.
 

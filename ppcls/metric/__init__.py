@@ -1,4 +1,8 @@
-"""Metrics: from the `Metric` section of a config to sums that are divided once, at the end."""
+"""Metrics: from the `Metric` section of a config to sums that are divided once, at the end;
+and what a prediction says (`results`).
+
+Nothing here imports Paddle before it computes.
+"""
 
 from ppcls.metric.group import METRICS, MetricGroup, build_metric
 from ppcls.metric.topk import TopkAcc

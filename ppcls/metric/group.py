@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
-from paddle import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ppcls.utils import schema
 from ppcls.utils.errors import ConfigError
 from ppcls.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from paddle import Tensor
 
 METRICS: Registry = Registry("metric")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import paddle
-from paddle import Tensor
+from typing import TYPE_CHECKING
 
 from ppcls.metric.group import METRICS
+
+if TYPE_CHECKING:
+    from paddle import Tensor
 
 
 @METRICS.register()
@@ -29,19 +31,23 @@ class TopkAcc:
             )
         self.names = [f"top{k}" for k in self.topk]
 
-    @paddle.no_grad()
     def sums(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Return per name the number of correct samples: int64 scalars, not synchronised.
 
         logits: [N, C] floating. label: [N] or [N, 1] integer class numbers, or [N, C] floating
         probabilities (from Mixup and the like), of which the largest counts.
         """
-        rank = _rank(logits, label)
+        import paddle  # not above: `ppcls.metric.results` serves processes without Paddle
+
+        with paddle.no_grad():
+            rank = _rank(logits, label)
         return {f"top{k}": (rank < k).astype("int64").sum() for k in self.topk}
 
 
 def _rank(logits: Tensor, label: Tensor) -> Tensor:
     """Return how many classes come before the right one: [N] int64, C when its logit is NaN."""
+    import paddle
+
     logits = logits.astype("float32")  # exact from float16 and bfloat16, so that ties stay ties
     classes = logits.shape[-1]
     label = label.argmax(axis=-1) if label.is_floating_point() else label.astype("int64")

@@ -17,6 +17,9 @@ from ppcls.utils import legacy_config, schema
 from ppcls.utils.errors import ConfigError, did_you_mean
 
 BASE_KEY = "_BASE_"
+# What PyYAML lets out of its constructors for `!!int x`, `!!bool x`, 2001-99-99 and the like.
+_BAD_VALUE = (ValueError, LookupError, AttributeError, TypeError)
+_MOST_NODES = 1_000_000  # values in a file; ImageNet-21k has 22,000 names
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,14 +50,30 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader
+        parsed = yaml.load(text, _Loader)  # a SafeLoader
     except RecursionError as error:
         raise ConfigError(f"{where}: expected YAML, but it is nested too deeply") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *_BAD_VALUE) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigError(f"{where}{line}: expected YAML, but {problem}") from error
+    _check_extent(parsed, where)
+    return parsed
+
+
+def _check_extent(parsed: Any, where: str) -> None:
+    """Refuse aliases of aliases, a few lines of which unfold to billions of values."""
+    nodes, count = [parsed], 0
+    while nodes:
+        node = nodes.pop()
+        count += 1
+        if count > _MOST_NODES:
+            raise ConfigError(f"{where}: expected at most {_MOST_NODES:,} values, found more")
+        if isinstance(node, (list, tuple, set)):
+            nodes += node
+        elif isinstance(node, dict):
+            nodes += node.values()
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -67,9 +86,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return _read(Path(path), ())
 
 
-def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in readers:
-        raise ConfigError(f"{path}: expected {BASE_KEY} files without a circle, found one")
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read one YAML file that holds sections, as it stands.
+
+    Raises ConfigError for a missing or malformed file, and for one that unfolds to very much.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -79,6 +100,13 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     mapping = _parse_yaml(text, str(path))
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path}: expected sections such as Global and Arch, got {mapping!r}")
+    return mapping
+
+
+def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in readers:
+        raise ConfigError(f"{path}: expected {BASE_KEY} files without a circle, found one")
+    mapping = read_mapping(path)
     bases = mapping.pop(BASE_KEY, None) or []
     bases = [bases] if isinstance(bases, str) else bases
     merged: dict[str, Any] = {}

@@ -60,16 +60,14 @@ def import_paddle() -> str:
 
 def _choose_threads() -> str:
     """Set OMP_NUM_THREADS to this process's share of the cores. Paddle's own default is 1."""
-    wanted = os.environ.get(THREADS_VARIABLE)
+    wanted = wanted_threads()
     current = os.environ.get("OMP_NUM_THREADS")
     # The launcher's own import of Paddle leaves a 1 behind: under it, 1 means nobody chose.
     is_chosen = current is not None and not (distributed.is_launched() and current == "1")
     if wanted is None and is_chosen:
         return f"OMP_NUM_THREADS={current} (as set)"
-    if wanted is not None and not (wanted.isdecimal() and int(wanted) >= 1):
-        raise UserError(f"{THREADS_VARIABLE}: expected a whole number from 1, got {wanted!r}")
-    share = max(1, _usable_cores() // distributed.local_size())
-    os.environ["OMP_NUM_THREADS"] = wanted or str(share)
+    share = max(1, usable_cores() // distributed.local_size())
+    os.environ["OMP_NUM_THREADS"] = str(wanted or share)
     return f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} ({'as set' if wanted else 'chosen'})"
 
 
@@ -85,7 +83,18 @@ def _choose_mkl_path() -> str:
     return "MKL_DEBUG_CPU_TYPE=5 (chosen: AMD processor)"
 
 
-def _usable_cores() -> int:
+def wanted_threads() -> int | None:
+    """Return the number in `PPCLS_NUM_THREADS`; None when nobody set it."""
+    text = os.environ.get(THREADS_VARIABLE)
+    if text is None:
+        return None
+    if not (text.isdecimal() and int(text) >= 1):
+        raise UserError(f"{THREADS_VARIABLE}: expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -30,7 +30,7 @@ def environment(monkeypatch):
     for name in VARIABLES:
         monkeypatch.setenv(name, "")  # so that what the code sets is undone
         monkeypatch.delenv(name)
-    monkeypatch.setattr(runtime, "_usable_cores", lambda: 8)
+    monkeypatch.setattr(runtime, "usable_cores", lambda: 8)
 
     def set_variables(**values):
         for name, value in values.items():
@@ -156,8 +156,8 @@ def test_something_paddle_needs_is_missing(environment, imports, monkeypatch):
         runtime.import_paddle()
 
 
-def test_usable_cores_is_a_count():
-    assert 1 <= runtime._usable_cores() <= 4096
+def testusable_cores_is_a_count():
+    assert 1 <= runtime.usable_cores() <= 4096
 
 
 def test_a_single_process_is_rank_0_of_1(environment):

@@ -140,17 +140,22 @@ class ClassificationDataset(ImageDataset):
 
 def as_chw(image: Any, is_chw: bool) -> np.ndarray:
     """Return the transforms' result, HWC unless `is_chw`, as CHW float32."""
+    return np.ascontiguousarray(in_layout(image, is_chw, to_chw=True), dtype=np.float32)
+
+
+def in_layout(image: Any, is_chw: bool, *, to_chw: bool) -> np.ndarray:
+    """Return the transforms' result, HWC unless `is_chw`, as a view that is CHW or HWC."""
     image = np.asarray(image)
     if image.ndim != 3:
         raise ValueError(f"expected an image of 3 dimensions, got shape {list(image.shape)}")
-    if not is_chw:
-        image = image.transpose(2, 0, 1)
-    if image.shape[0] not in (3, 4):
+    channels = image.shape[0 if is_chw else 2]
+    if channels not in (3, 4):
         raise ValueError(
-            f"expected 3 channels after the transforms, got {image.shape[0]} "
-            f"(shape {list(image.shape)})"
+            f"expected 3 channels after the transforms, got {channels} (shape {list(image.shape)})"
         )
-    return np.ascontiguousarray(image, dtype=np.float32)
+    if is_chw == to_chw:
+        return image
+    return image.transpose((2, 0, 1) if to_chw else (1, 2, 0))
 
 
 @contextlib.contextmanager

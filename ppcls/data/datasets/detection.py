@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -132,11 +132,16 @@ def split_decode(transforms: BoxCompose, where: str) -> tuple[DecodeImage, BoxCo
     """Take DecodeImage off the front, so that the decoded size can be checked before the rest."""
     first = transforms.transforms[0] if transforms.transforms else None
     decode = first.transform if isinstance(first, PixelTransform) else None
-    if not isinstance(decode, DecodeImage) or decode.channel_first:
+    return require_decode(decode, where), BoxCompose(transforms.transforms[1:])
+
+
+def require_decode(first: Any, where: str) -> DecodeImage:
+    """Return the first transform of a list. Raises ConfigError when it is not DecodeImage."""
+    if not isinstance(first, DecodeImage) or first.channel_first:
         raise ConfigError(
             f"{where}: expected DecodeImage (without channel_first) as the first transform"
         )
-    return decode, BoxCompose(transforms.transforms[1:])
+    return first
 
 
 def check_class_num(categories: int, class_num: int | None, where: str) -> int:
