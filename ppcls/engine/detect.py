@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from ppcls.data.transforms import build_box_transforms
 from ppcls.engine.build import Session, build_network, require_weights, to_static
 from ppcls.engine.classify import images_to_infer, inference_transforms
 from ppcls.engine.config import Recipe
-from ppcls.engine.detection import check_detector
+from ppcls.engine.detection import check_detector, check_finite
 from ppcls.engine.draw import draw_detections, save_picture
 from ppcls.engine.precision import Precision
 from ppcls.metric.detection import Detections, split_rows
-from ppcls.utils.errors import DataError, JobError, UserError
+from ppcls.utils.errors import ConfigError, DataError, UserError
 
 logger = logging.getLogger("ppcls")
+
+MOST_LOGGED = 10  # detections in the line of one image
 
 
 def detect(session: Session) -> list[dict[str, Any]]:
@@ -31,8 +34,8 @@ def detect(session: Session) -> list[dict[str, Any]]:
 
     Returns per image: file_name, picture (where it was written), and of every detection kept by
     `Infer.Detection`, best first, labels, label_names, scores and boxes (x1, y1, x2, y2 in pixels
-    of the original image, not cut to it). Pictures and log show those from `Infer.threshold` on.
-    Raises UserError for settings or images that cannot be used.
+    of the original image, not cut to it). Pictures show those from `Infer.threshold` on, the log
+    the best ten of them. Raises UserError for settings or images that cannot be used.
     """
     recipe = session.recipe
     require_weights(session)
@@ -47,7 +50,7 @@ def detect(session: Session) -> list[dict[str, Any]]:
     network = to_static(session, model)
     network.eval()
     post = PostProcess(recipe.class_num, recipe.Infer.Detection)
-    targets = _picture_paths(paths, Path(recipe.Infer.output_dir))
+    targets = picture_paths(paths, Path(recipe.Infer.output_dir))
     results = []
     for start in range(0, len(paths), recipe.Infer.batch_size):
         batch = paths[start : start + recipe.Infer.batch_size]
@@ -57,7 +60,7 @@ def detect(session: Session) -> list[dict[str, Any]]:
             shown = draw_detections(picture, detections, names, recipe.Infer.threshold)
             save_picture(shown, targets[path])
             results.append(_result(path, targets[path], detections, names))
-            logger.info("%s", _line(results[-1], recipe.Infer.threshold))
+            logger.info("%s", log_line(results[-1], recipe.Infer.threshold))
     return results
 
 
@@ -101,15 +104,17 @@ def _run(
 ) -> list[Detections]:
     with precision.autocast():
         loc, conf = network(paddle.to_tensor(np.stack(images)))
-    if not bool(paddle.isfinite(conf.astype("float32")).all()):
-        raise JobError("the network's output is not finite: its weights may be damaged")
+    check_finite(conf)
     sizes = [[image.shape[1], image.shape[0]] for image in pixels]
     rows, counts = post(loc, conf, model.priors, paddle.to_tensor(sizes))
     return list(split_rows(rows.numpy(), counts.numpy(), range(len(images))).values())
 
 
-def _picture_paths(paths: list[Path], folder: Path) -> dict[Path, Path]:
-    """Where each picture goes: under its own name, numbered when two have the same one."""
+def picture_paths(paths: list[Path], folder: Path) -> dict[Path, Path]:
+    """Where each picture goes: under its own name, numbered when two have the same one.
+
+    Makes `folder`. Raises UserError when that fails, or an image itself would be written over.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -124,7 +129,19 @@ def _picture_paths(paths: list[Path], folder: Path) -> dict[Path, Path]:
             name = f"{path.stem}_{number}{suffix}"
         taken.add(name)
         targets[path] = folder / name
+    _check_not_inputs(targets.values(), paths)
     return targets
+
+
+def _check_not_inputs(targets: Iterable[Path], images: Iterable[Path]) -> None:
+    """Raise ConfigError when a picture would be written over one of the images."""
+    originals = {image.resolve() for image in images}
+    over = next((target for target in targets if target.resolve() in originals), None)
+    if over is not None:
+        raise ConfigError(
+            "Infer.output_dir: expected a folder whose pictures are no images of "
+            f"Infer.infer_imgs, but {over} would be written over"
+        )
 
 
 def _result(path: Path, picture: Path, found: Detections, names: list[str]) -> dict[str, Any]:
@@ -140,11 +157,13 @@ def _result(path: Path, picture: Path, found: Detections, names: list[str]) -> d
     }
 
 
-def _line(result: dict[str, Any], threshold: float) -> str:
+def log_line(result: dict[str, Any], threshold: float) -> str:
+    """One image's detections of at least `threshold`, the best of them written out."""
     rows = zip(result["label_names"], result["scores"], result["boxes"], strict=True)
+    found = [row for row in rows if row[1] >= threshold]
     shown = [
         f"{name} {score:.3f} [{', '.join(f'{x:.0f}' for x in box)}]"
-        for name, score, box in rows
-        if score >= threshold
+        for name, score, box in found[:MOST_LOGGED]
     ]
-    return f"{result['file_name']}: {'; '.join(shown) or 'nothing'} -> {result['picture']}"
+    more = f" and {len(found) - len(shown)} more" if len(found) > len(shown) else ""
+    return f"{result['file_name']}: {'; '.join(shown) or 'nothing'}{more} -> {result['picture']}"
