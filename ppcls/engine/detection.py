@@ -55,7 +55,11 @@ def build_multibox(entries: Any, where: str) -> tuple[MultiBoxLoss, float]:
 
 
 class DetectionTask:
-    """Boxes and classes against priors; the loss is a mean over the priors that match an object."""
+    """Boxes and classes against priors; the loss is a mean over the priors that match an object.
+
+    These are counted over all steps and processes of an update, as the official code gathers the
+    outputs of all GPUs first: N processes with b images each learn what one with N * b does.
+    """
 
     divides_by_images = False
     names = ["loc", "conf", "loss"]
