@@ -104,19 +104,21 @@ def canonical_name(name: str) -> str:
 def candidates(name: str, size: int | None = None) -> list[str]:
     """Return the rows that `name`, of a row or of a network, may mean; with `size` those of it.
 
-    Raises ConfigError when there is none.
+    A trunk is that of every size. Raises ConfigError when there is none.
     """
     rows = architectures()
     found = [key for key, row in rows.items() if fold_name(row.network) == fold_name(name)]
     found = found or [canonical_name(name)]
     if size is None:
         return found
-    sized = [key for key in found if rows[key].size == size]
-    if not sized:
-        known = sorted({rows[key].size for key in found} - {None})
+    network = rows[found[0]].network
+    known = sorted({row.size for row in rows.values() if row.network == network and row.size})
+    fitting = [key for key in found if rows[key].size in (size, None)]
+    if size not in known or not fitting:
+        known = known if fitting else [rows[key].size for key in found]
         expected = " or ".join(map(str, known)) if known else "none, this network has no fixed one"
         raise ConfigError(f"size: expected {expected}, got {size}")
-    return sized
+    return fitting
 
 
 def loadable(network: str) -> list[str]:

@@ -184,6 +184,8 @@ def _check(
     reason = f"the weights do not fit {arch}"
     if unexpected or len(missing) + len(wrong) > len(row.head):
         reason += _other_owner(given, expected, arch)
+    elif missing and wrong:  # a detector of a smaller size has some of the names
+        reason += _owner(given, arch)
     elif wrong and not missing and not unexpected and (count := class_count(given, row)):
         reason += f" with {class_num} classes (they have {count}: pass --class-num {count})"
     raise ConversionError(reason, missing, unexpected, wrong)
@@ -198,6 +200,11 @@ def _other_owner(given: Mapping[str, np.ndarray], expected: Shapes, arch: str) -
         return ", their names are already Paddle's"
     if {paddle_name(name) for name in given} - {None} <= set(expected):
         return ", their names are still PyTorch's"
+    return _owner(given, arch, looks)
+
+
+def _owner(given: Mapping[str, np.ndarray], arch: str, looks: str | None = None) -> str:
+    """Say which row's these weights are if it is another one, or if none's what they look like."""
     try:
         owner = recognise(given)
     except ConversionError:

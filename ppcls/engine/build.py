@@ -154,15 +154,11 @@ def _detection_evaluator(recipe: Recipe, precision: Precision) -> DetectionEvalu
         raise ConfigError("Metric.Eval: expected COCOMetric or VOCMetric, found none")
     loader = _loader(build_eval_loader, recipe, "Eval")
     _check_dataset(loader, recipe, "Eval")
-    folder = recipe.Global.results_dir
-    return DetectionEvaluator(
-        loader,
-        metrics,
-        recipe.Infer.Detection,
-        precision,
-        recipe.Global.print_batch_step,
-        Path(folder) if folder else None,
-    )
+    folder = Path(recipe.Global.results_dir) if recipe.Global.results_dir else None
+    if folder is not None:
+        check_writable(folder, "Global.results_dir")
+    step = recipe.Global.print_batch_step
+    return DetectionEvaluator(loader, metrics, recipe.Infer.Detection, precision, step, folder)
 
 
 def _check_dataset(loader: Loader, recipe: Recipe, phase: str) -> None:
@@ -173,6 +169,17 @@ def _check_dataset(loader: Loader, recipe: Recipe, phase: str) -> None:
         raise ConfigError(
             f"DataLoader.{phase}.dataset: expected a data set for Global.task: "
             f"{recipe.Global.task}, got one with {kind}"
+        )
+
+
+def _check_same_classes(train: Loader, evaluation: Loader) -> None:
+    """Raise DataError when the labels of two detection sets, as many, mean different classes."""
+    wanted, found = train.dataset.class_names, evaluation.dataset.class_names
+    other = next((i for i, name in enumerate(wanted) if name != found[i]), None)
+    if other is not None:
+        raise DataError(
+            "DataLoader.Eval.dataset: expected the classes of DataLoader.Train in the same order, "
+            f"found label {other} to be {found[other]!r} instead of {wanted[other]!r}"
         )
 
 
@@ -195,11 +202,13 @@ def build_trainer(session: Session) -> Trainer:
     evaluator = build_evaluator(session, precision) if recipe.Global.eval_during_train else None
     global_batch = resume.global_batch_size(recipe, resumed) if recipe.DataLoader.Train else None
     loader = _loader(build_train_loader, recipe, "Train", global_batch_size=global_batch)
+    _check_dataset(loader, recipe, "Train")
+    if isinstance(evaluator, DetectionEvaluator):
+        _check_same_classes(loader, evaluator.loader)
     facts = resume.data_facts(loader)  # reads every sample's name: once
     if resumed is not None:
         resume.check_same_data(resumed, facts)
     model = build_network(session, new_head=True)
-    _check_dataset(loader, recipe, "Train")
     _rehearse(model, loader, recipe, task)
     if "lr" not in recipe.Optimizer:
         raise ConfigError("Optimizer.lr: expected a learning-rate schedule, found none")
@@ -261,12 +270,12 @@ def _rehearse(model: nn.Layer, loader: Loader, recipe: Recipe, task: Task) -> No
     model.train()
 
 
-def check_writable(folder: Path) -> None:
-    """Raise UserError when `folder` cannot be made or written, without making it."""
+def check_writable(folder: Path, setting: str = "Global.output_dir") -> None:
+    """Raise UserError naming `setting` when `folder` cannot be made or written; it is not made."""
     existing = next((p for p in (folder, *folder.absolute().parents) if p.exists()), folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(
-            f"Global.output_dir: expected a folder that can be written, but {existing} "
+            f"{setting}: expected a folder that can be written, but {existing} "
             f"{'cannot be' if existing.is_dir() else 'is not a folder'}"
         )
 

@@ -15,12 +15,12 @@ from ppcls.data.images import Preparation, PreparedImage
 from ppcls.engine.build import Session, build_network, require_weights, to_static
 from ppcls.engine.classify import images_to_infer, inference_transforms
 from ppcls.engine.config import Recipe
-from ppcls.engine.detection import check_detector
+from ppcls.engine.detection import check_detector, check_finite
 from ppcls.engine.draw import draw_detections, picture_paths, save_picture
 from ppcls.engine.precision import Precision
 from ppcls.metric.detection import Detections, split_rows
 from ppcls.metric.results import describe_objects, found_objects, numbered_names
-from ppcls.utils.errors import DataError, JobError
+from ppcls.utils.errors import DataError
 
 logger = logging.getLogger("ppcls")
 
@@ -30,8 +30,8 @@ def detect(session: Session) -> list[dict[str, Any]]:
 
     Returns per image: file_name, picture (where it was written), and of every detection kept by
     `Infer.Detection`, best first, labels, label_names, scores and boxes (x1, y1, x2, y2 in pixels
-    of the original image, not cut to it). Pictures and log show those from `Infer.threshold` on.
-    Raises UserError for settings or images that cannot be used.
+    of the original image, not cut to it). Pictures show those from `Infer.threshold` on, the log
+    the best of them. Raises UserError for settings or images that cannot be used.
     """
     recipe = session.recipe
     require_weights(session)
@@ -89,8 +89,7 @@ def _run(
 ) -> list[Detections]:
     with precision.autocast():
         loc, conf = network(paddle.to_tensor(np.stack([image.tensor for image in images])))
-    if not bool(paddle.isfinite(conf.astype("float32")).all()):
-        raise JobError("the network's output is not finite: its weights may be damaged")
+    check_finite(conf)
     sizes = [list(image.size) for image in images]
     rows, counts = post(loc, conf, model.priors, paddle.to_tensor(sizes))
     return list(split_rows(rows.numpy(), counts.numpy(), range(len(images))).values())

@@ -29,13 +29,14 @@ from ppcls.loss.multibox import MultiBoxLoss
 from ppcls.metric.detection import (
     DetectionMetric,
     Detections,
+    check_file_names,
     coco_results,
     split_rows,
     write_coco_results,
     write_voc_results,
 )
 from ppcls.utils import schema
-from ppcls.utils.errors import ConfigError, DataError, UserError
+from ppcls.utils.errors import ConfigError, DataError, JobError, UserError
 
 logger = logging.getLogger("ppcls")
 
@@ -54,7 +55,11 @@ def build_multibox(entries: Any, where: str) -> tuple[MultiBoxLoss, float]:
 
 
 class DetectionTask:
-    """Boxes and classes against priors; the loss is a mean over the priors that match an object."""
+    """Boxes and classes against priors; the loss is a mean over the priors that match an object.
+
+    These are counted over all steps and processes of an update, as the official code gathers the
+    outputs of all GPUs first: N processes with b images each learn what one with N * b does.
+    """
 
     divides_by_images = False
     names = ["loc", "conf", "loss"]
@@ -116,6 +121,12 @@ def check_detector(model: nn.Layer) -> None:
         )
 
 
+def check_finite(conf: paddle.Tensor) -> None:
+    """Raise JobError when scores are not finite: a box of score NaN would just not be found."""
+    if not bool(paddle.isfinite(conf.astype("float32")).all()):
+        raise JobError("the network's output is not finite: its weights may be damaged")
+
+
 @dataclass(frozen=True)
 class DetectionResult:
     """What an evaluation found; fractions, NaN where nothing was there to be found."""
@@ -138,6 +149,8 @@ class DetectionEvaluator:
 
     results_dir: where rank 0 writes the detections, `bbox.json` for COCO, a text file per class
     for VOC; None writes none.
+
+    Raises UserError for a data set that a metric cannot judge, or whose results cannot be written.
     """
 
     def __init__(
@@ -151,6 +164,10 @@ class DetectionEvaluator:
     ) -> None:
         self.loader, self.metrics, self.config = loader, metrics, config
         self.precision, self.print_step, self.results_dir = precision, print_step, results_dir
+        for metric in metrics:
+            metric.check(loader.dataset)
+        if results_dir is not None and not hasattr(loader.dataset, "anno_path"):
+            check_file_names(loader.dataset)
 
     @property
     def deciding(self) -> str:
@@ -201,6 +218,7 @@ class DetectionEvaluator:
                 continue
             with self.precision.autocast():
                 loc, conf = model(batch.images)
+            check_finite(conf)
             sizes = paddle.to_tensor(batch.sizes[:, ::-1].copy())  # (width, height)
             rows, counts = post(loc, conf, priors, sizes)
             own |= split_rows(rows.numpy(), counts.numpy(), batch.indices.tolist())

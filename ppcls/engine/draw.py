@@ -90,7 +90,8 @@ def contact_sheet(
 def picture_paths(paths: list[Path], folder: Path, where: str) -> dict[Path, Path]:
     """Return where each picture goes: under its own name, numbered when two have the same one.
 
-    Makes `folder`. Raises UserError, which begins with `where`, when that cannot be done.
+    Makes `folder`. Raises UserError, which begins with `where`, when that cannot be done, or a
+    picture would be written over one of the images `paths`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,6 +107,13 @@ def picture_paths(paths: list[Path], folder: Path, where: str) -> dict[Path, Pat
             name = f"{path.stem}_{number}{suffix}"
         taken.add(name)
         targets[path] = folder / name
+    originals = {image.resolve() for image in paths}
+    over = next((target for target in targets.values() if target.resolve() in originals), None)
+    if over is not None:
+        raise UserError(
+            f"{where}: expected a folder whose pictures are none of the images, but {over} would "
+            "be written over"
+        )
     return targets
 
 

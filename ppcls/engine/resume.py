@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ppcls.data.datasets import DetectionDataset
 from ppcls.data.loader import Loader
 from ppcls.engine import parallel
 from ppcls.engine.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
@@ -27,6 +28,7 @@ MAY_CHANGE = (
     *(f"Global.{key}" for key in ("auto_resume", "max_steps", "print_batch_step", "keep_last")),
     *("Global.save_*", "Global.eval_*", "Global.start_eval_epoch", "Global.use_visualdl"),
     *("Global.on_nonfinite", "Global.max_nonfinite", "Global.check_ranks_interval"),
+    "Global.results_dir",
     *("Arch.pretrained", "Infer.*", "DataLoader.Eval.*", "Metric.*", "Loss.Eval*"),
     *("DataLoader.Train.loader.*", "DataLoader.Train.dataset.*_root"),
     *("DataLoader.Train.dataset.*_dir", "DataLoader.Train.dataset.*_path"),
@@ -144,24 +146,32 @@ def global_batch_size(recipe: Recipe, checkpoint: Checkpoint | None) -> int:
 
 def data_facts(loader: Loader) -> dict[str, int | str]:
     """What a checkpoint says of the training data."""
-    return {
+    facts: dict[str, int | str] = {
         "global_batch": loader.sampler.global_batch_size,
         "samples": len(loader.dataset),
         "digest": loader.dataset.digest(),
     }
+    if isinstance(loader.dataset, DetectionDataset):
+        facts["boxes"] = loader.dataset.annotations_digest()
+    return facts
 
 
 def check_same_data(checkpoint: Checkpoint, facts: Mapping[str, int | str]) -> None:
     """Raise ConfigError when the training set, by its `data_facts`, has other samples than before.
 
-    Its files may have moved: names and labels count, not folders and pixels.
+    Its files may have moved: names and labels or boxes count, not folders and pixels.
     """
     saved = checkpoint.states["data"]
-    for key, words in (("samples", "the {} samples"), ("digest", "the samples (SHA-256 {:.12})")):
-        if saved.get(key) not in (None, facts[key]):
+    known = {
+        "samples": "the {} samples",
+        "digest": "the samples (SHA-256 {:.12})",
+        "boxes": "the boxes and classes (SHA-256 {:.12})",
+    }
+    for key, words in known.items():
+        if saved.get(key) not in (None, facts.get(key)):
             raise ConfigError(
                 f"DataLoader.Train.dataset: expected {words.format(saved[key])} of the run to go "
-                f"on with, found {facts[key]!s:.12}"
+                f"on with, found {facts.get(key, 'none')!s:.12}"
             )
 
 

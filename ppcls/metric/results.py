@@ -14,6 +14,7 @@ from ppcls.metric.detection.types import Detections
 from ppcls.utils.errors import JobError
 
 Result = dict[str, Any]
+MOST_DESCRIBED = 10  # detections in the line of one image
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -91,11 +92,12 @@ def as_detections(result: Result) -> Detections:
 
 
 def describe_objects(result: Result, threshold: float) -> str:
-    """Return the log line of `found_objects`, of scores from `threshold` on."""
+    """Return the log line of `found_objects`, of scores from `threshold` on, the best written out."""
     rows = zip(result["label_names"], result["scores"], result["boxes"], strict=True)
+    found = [row for row in rows if row[1] >= threshold]
     shown = [
         f"{name} {score:.3f} [{', '.join(f'{x:.0f}' for x in box)}]"
-        for name, score, box in rows
-        if score >= threshold
+        for name, score, box in found[:MOST_DESCRIBED]
     ]
-    return f"{result['file_name']}: {'; '.join(shown) or 'nothing'}"
+    more = f" and {len(found) - len(shown)} more" if len(found) > len(shown) else ""
+    return f"{result['file_name']}: {'; '.join(shown) or 'nothing'}{more}"

@@ -88,7 +88,7 @@ def test_damaged_detectors_are_still_named():
 
 def test_what_a_name_may_mean():
     assert candidates("ssd-hardnet68") == ROWS[:3]
-    assert candidates("ssd_hardnet68", 300) == ["SSD_HarDNet68@300"]
+    assert candidates("ssd_hardnet68", 300) == ["SSD_HarDNet68@300", "SSD_HarDNet68_trunk"]
     assert candidates("SSD_HarDNet68_trunk") == ["SSD_HarDNet68_trunk"]
     assert candidates("hardnet39ds") == ["HarDNet39_ds"]
     assert loadable("SSD_HarDNet85") == [*ROWS[3:], "HarDNet85"]
@@ -206,3 +206,19 @@ def test_the_tool_on_a_trunk(tiny, tmp_path, capsys):
     target = tmp_path / "b.pdparams"
     assert run(tmp_path / "a.pth", target, "--arch", "SSD_HarDNet68", "--verify") == 0
     assert all(name.startswith("base.") for name in load_paddle_state_dict(target))
+    # A trunk is that of either size, and may have been saved from a DataParallel.
+    save_torch_state_dict(tmp_path / "m.pth", {f"module.{k}": v for k, v in official.items()})
+    assert run(tmp_path / "m.pth", target, "--arch", "SSD_HarDNet68", "--size", 512) == 0
+    assert run(tmp_path / "m.pth", target, "--size", 300) == 0
+    capsys.readouterr()
+    assert run(tmp_path / "m.pth", target, "--size", 320) == 2
+    assert "size: expected 300 or 512, got 320" in capsys.readouterr().err
+
+
+def test_weights_of_the_smaller_size_are_named(tiny):
+    official = paddle_to_torch(paddle_weights("SSD_HarDNet68@300", 5), "SSD_HarDNet68@300")
+    with pytest.raises(ConversionError, match="they are those of SSD_HarDNet68@300: 8 missing"):
+        torch_to_paddle(official, "SSD_HarDNet68@512")
+    damaged = {k: v for k, v in official.items() if k != "extras.1.bias"}
+    with pytest.raises(ConversionError, match="fit SSD_HarDNet68@300: 1 missing"):
+        torch_to_paddle(damaged, "SSD_HarDNet68@300")

@@ -1,7 +1,9 @@
 """COCODataset: conventions, samples, and every bad file with its sentence."""
 
+import io
 import json
 import logging
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,6 +17,7 @@ from detection_folders import (
     write_coco,
     write_picture,
 )
+from PIL import Image
 
 from ppcls.data.datasets import DATASETS, COCODataset
 from ppcls.data.sampler import SampleKey
@@ -103,17 +106,28 @@ def test_boxes_beyond_the_image_are_cut_and_counted(tmp_path, caplog):
     assert plain.ground_truth(0).boxes.tolist() == [[0, 0, 7, 4], [15, 5, 20, 10], [2, 2, 7, 7]]
     log = caplog.text
     assert "2 of 6 boxes reach beyond their image and were cut to it (first: annotation 100)" in log
-    assert "3 of 6 boxes have no area inside their image" in log and "annotation 102" in log
+    assert "1 of 6 boxes are outside their image and were left out (first: annotation 102)" in log
+    assert "2 of 6 boxes have no area and were left out (first: annotation 103)" in log
     # Officially a left edge below 0 moves the box, and the last pixel is the limit.
-    official = COCODataset(transform_ops=EVAL_OPS, **write_coco(tmp_path, images))
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "ppcls"):
+        official = COCODataset(transform_ops=EVAL_OPS, **write_coco(tmp_path, images))
     assert official.ground_truth(0).boxes.tolist() == [[0, 0, 9, 5], [15, 5, 19, 9], [2, 2, 6, 6]]
+    assert "1 of 6 boxes are outside" in caplog.text and "2 of 6 boxes have no" in caplog.text
 
 
 def test_an_outline_without_area_gives_no_box(tmp_path, caplog):
     arguments = rewrite(tmp_path, lambda content: content["annotations"][2].update(area=0))
     dataset = COCODataset(transform_ops=EVAL_OPS, **arguments)
     assert len(dataset.ground_truth(1).boxes) == 0
-    assert "1 of 6 boxes have no area" in caplog.text
+    assert "1 of 6 boxes have an outline without area and were left out" in caplog.text
+
+
+def test_only_crowds_and_no_crowds_wanted_leave_nothing_to_train_on(tmp_path):
+    arguments = write_coco(tmp_path, {1: ((20, 20), [(2, [1, 1, 5, 5], 1)])})
+    assert len(COCODataset(transform_ops=EVAL_OPS, **arguments)) == 1
+    with pytest.raises(DataError, match="expected boxes to train on, found none that is not crowd"):
+        COCODataset(transform_ops=EVAL_OPS, load_crowd=False, **arguments)
 
 
 def test_augmentation_depends_on_seed_epoch_and_index(tmp_path):
@@ -140,9 +154,28 @@ def test_an_image_of_another_size_than_annotated_is_named(tmp_path):
     write_picture(tmp_path / "train" / "000000000005.jpg", 30, 40)
     with pytest.raises(DataError, match=r"005.jpg: expected an image of 40x30 .* got 30x40"):
         dataset[0]
+    with pytest.raises(DataError, match="is it turned by its EXIF data.*backend: pil leaves"):
+        dataset[0]
     skipping = make(tmp_path, on_error="skip")
     write_picture(tmp_path / "train" / "000000000005.jpg", 30, 40)
     assert skipping[0] is None and skipping[1] is not None
+
+
+def test_an_image_turned_by_exif_is_turned_like_its_boxes_or_left_as_they_are(tmp_path):
+    """Orientation 6: stored 40 wide and 30 high, shown 30 wide and 40 high."""
+    dataset = make(tmp_path)
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(40, 30)).save(buffer, "PNG", exif=exif)
+    path = tmp_path / "train" / "{:012d}.jpg"
+    for key in (5, 3):  # annotated as stored, and as shown
+        Path(str(path).format(key)).write_bytes(buffer.getvalue())
+    assert dataset[1].size == (40, 30)
+    with pytest.raises(DataError, match="turned by its EXIF"):
+        dataset[0]
+    stored = make(tmp_path, [{"DecodeImage": {"to_rgb": False, "backend": "pil"}}, *EVAL_OPS[1:]])
+    Path(str(path).format(5)).write_bytes(buffer.getvalue())
+    assert stored[0].size == (30, 40)
 
 
 def put(kind, place, **values):

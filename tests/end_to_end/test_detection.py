@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ def test_train_stop_go_on_evaluate_and_draw(coco, tmp_path_factory):
     process = tool("train", again, CONFIG, *overrides)
     path = again / "output" / "SSD_HarDNet68" / "metrics.jsonl"
     while process.poll() is None and not (path.exists() and path.read_text().count("\n") >= 2):
-        pass
+        time.sleep(0.01)
+    assert process.poll() is None, running.finish(process)
     process.kill()
     process.communicate()
     run("train", again, CONFIG, *overrides)
@@ -160,6 +162,7 @@ def test_a_voc_folder(tmp_path):
         (["Loss.Train.0.MultiBoxLoss.neg_ratio=-1"], "neg_ratio: expected a number >= 0"),
         (["Metric.Eval=null"], "Metric.Eval: expected COCOMetric or VOCMetric"),
         (["DataLoader.Train.dataset.anno_path=none.json"], "none.json"),
+        (["Global.results_dir=coco/train/000000000003.jpg"], "Global.results_dir: expected a fol"),
         (["Infer.Detection.iou=-1"], "Infer.Detection.iou: expected 0 or more"),
     ],
 )
@@ -169,3 +172,19 @@ def test_mistakes_are_one_line(coco, overrides, message):
     assert finished.code == 2, str(finished)
     assert finished.err.count("\n") == 1 and message in finished.err, finished.err
     assert not (workspace / "output").exists()
+
+
+def test_evaluation_needs_the_classes_of_training(coco):
+    workspace, overrides = coco
+    path = workspace / "coco" / "annotations" / "instances_train.json"
+    other = json.loads(path.read_text())
+    for category in other["categories"]:
+        category["name"] = {"cat": "dog", "dog": "cat"}.get(category["name"], category["name"])
+    path.with_name("other.json").write_text(json.dumps(other))
+    changed = "DataLoader.Eval.dataset.anno_path=annotations/other.json"
+    finished = running.finish(tool("train", workspace, CONFIG, *overrides, changed))
+    assert finished.code == 2, str(finished)
+    message = (
+        "expected the classes of DataLoader.Train in the same order, found label 1 to be 'dog'"
+    )
+    assert message in finished.err

@@ -5,8 +5,10 @@ import logging
 from pathlib import Path
 
 import pytest
+from detection_folders import COCO_IMAGES, EVAL_OPS, write_coco
 from tiny_run import TinyImages, eval_loader, tiny_net, trainer
 
+from ppcls.data.loader import build_train_loader
 from ppcls.engine import resume
 from ppcls.engine.checkpoint import Checkpoint, Progress
 from ppcls.engine.checkpoint_store import SavedSet
@@ -55,6 +57,7 @@ def checkpoint(tmp_path, **data):
         {"DataLoader__Train__loader": {"num_workers": 0}},
         {"DataLoader__Train__dataset__image_root": "b"},
         {"Infer": {"batch_size": 3}, "Metric": {"Eval": [{"TopkAcc": {}}]}},
+        {"Global__results_dir": "found"},
     ],
 )
 def test_what_may_change(tmp_path, changes):
@@ -122,6 +125,30 @@ def test_the_training_set_stays_the_same():
     loader.dataset.labels[3] += 1
     with pytest.raises(ConfigError, match=r"expected the samples \(SHA-256 .*found"):
         resume.check_same_data(checkpoint(Path("x"), **facts), resume.data_facts(loader))
+
+
+def test_the_boxes_stay_the_same(tmp_path):
+    def facts(images=COCO_IMAGES):
+        arguments = write_coco(tmp_path, images)
+        dataset = {"name": "COCODataset", **arguments, "transform_ops": EVAL_OPS}
+        loader = build_train_loader({"dataset": dataset, "sampler": {"batch_size": 2}}, "D.Train")
+        return resume.data_facts(loader)
+
+    known = facts()
+    resume.check_same_data(checkpoint(Path("x"), **known), facts())
+    size, boxes = COCO_IMAGES[5]
+    for changed in (
+        boxes[:1],  # one less
+        [(2, [4, 3, 20, 14], 0), boxes[1]],  # a side
+        [(7, *boxes[0][1:]), boxes[1]],  # a class
+        [boxes[0], (*boxes[1][:2], 0)],  # a crowd
+    ):
+        with pytest.raises(ConfigError, match=r"expected the boxes and classes \(SHA-256 .*found"):
+            resume.check_same_data(
+                checkpoint(Path("x"), **known), facts({**COCO_IMAGES, 5: (size, changed)})
+            )
+    # Runs from before boxes were written down go on.
+    resume.check_same_data(checkpoint(Path("x"), samples=4, digest=known["digest"]), facts())
 
 
 @pytest.mark.parametrize("place", [Progress(cut_short=True), Progress(step=3)])

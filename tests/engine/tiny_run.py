@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import numpy as np
@@ -21,6 +22,7 @@ from ppcls.engine.trainer import Trainer
 from ppcls.loss import build_loss
 from ppcls.metric import build_metric
 from ppcls.optimizer import build_optimizer, build_schedule
+from ppcls.utils import distributed
 
 CLASSES = 4
 MOMENTUM = {"name": "Momentum", "momentum": 0.9, "use_nesterov": True, "weight_decay": 2**-12}
@@ -108,13 +110,24 @@ def trainer(
     drop_last=False,
     network=None,
     resume=None,
+    task=None,
     **settings,
 ) -> Trainer:
-    """A trainer as `engine.build` makes one. `network` is `model` in another guise, to run."""
+    """A trainer as `engine.build` makes one. `network` is `model` in another guise, to run.
+
+    `task` makes another one than classification, from the precision.
+    """
     dataset = dataset or TinyImages()
     settings = {"epochs": 2, "print_batch_step": 1, "image_shape": [3, 8, 8], **settings}
     config = GlobalConfig(**settings)
-    sampler = GlobalBatchSampler(len(dataset), batch_size, seed=config.seed, drop_last=drop_last)
+    sampler = GlobalBatchSampler(
+        len(dataset),
+        batch_size,
+        seed=config.seed,
+        drop_last=drop_last,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
     steps = -(-len(sampler) // config.update_freq)
     schedule = build_schedule(lr, "Optimizer.lr", epochs=config.epochs, steps_per_epoch=steps)
     built = build_optimizer({**optimizer, "lr": lr}, "Optimizer", schedule=schedule, model=model)
@@ -127,13 +140,15 @@ def trainer(
     progress, own = checkpointer.load(resume) if resume else (None, None)
     folder.mkdir(parents=True, exist_ok=True)
     is_own = checkpointer.take_over()
-    loss = build_loss([{"CELoss": {}}], "Loss.Train")
-    metric = build_metric([{"TopkAcc": {"topk": [1, 2]}}], "Metric.Train", CLASSES)
+    if task is None:
+        loss = build_loss([{"CELoss": {}}], "Loss.Train")
+        metric = build_metric([{"TopkAcc": {"topk": [1, 2]}}], "Metric.Train", CLASSES)
+        task = functools.partial(ClassificationTask, loss, metric, image_shape=config.image_shape)
     return Trainer(
         config,
         model=network or model,
         loader=Loader(dataset, sampler, LoaderConfig(num_workers=0)),
-        task=ClassificationTask(loss, metric, precision, config.image_shape),
+        task=task(precision=precision),
         optimizer=built,
         schedule=schedule,
         precision=precision,

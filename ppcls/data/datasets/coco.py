@@ -12,7 +12,7 @@ import os
 import numpy as np
 
 from ppcls.data.datasets.base import DATASETS, OnError
-from ppcls.data.datasets.boxes import BoxTable
+from ppcls.data.datasets.boxes import OUTLINE_WITHOUT_AREA, BoxTable
 from ppcls.data.datasets.coco_json import Annotation, Box, CocoFile, read_coco
 from ppcls.data.datasets.detection import (
     DetectionDataset,
@@ -90,12 +90,15 @@ class COCODataset(DetectionDataset):
         for key, image in content.images.items():
             table.add_image(image.height, image.width)
             for annotation in by_image[key]:
+                name = f"annotation {annotation.id}"
                 x, y, w, h = annotation.bbox
-                box = corners(annotation.bbox, image.height, image.width)
+                if not annotation.has_area and min(w, h) > 0:
+                    table.drop(name, OUTLINE_WITHOUT_AREA)
+                    continue
                 table.add(
-                    box if annotation.has_area else (0.0, 0.0, 0.0, 0.0),
+                    corners(annotation.bbox, image.height, image.width),
                     labels[annotation.category_id],
-                    f"annotation {annotation.id}",
+                    name,
                     crowd=annotation.is_crowd,
                     is_cut=min(x, y) < 0 or x + w > image.width or y + h > image.height,
                 )

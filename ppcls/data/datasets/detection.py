@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppcls.data.datasets.base import ImageDataset, OnError, as_chw
-from ppcls.data.datasets.boxes import BoxTable, GroundTruth
+from ppcls.data.datasets.boxes import BoxTable, GroundTruth, without
 from ppcls.data.datasets.lists import PathTable
 from ppcls.data.transforms import BoxCompose, DecodeImage, build_box_transforms
 from ppcls.data.transforms.boxes import PixelTransform
@@ -87,6 +88,11 @@ class DetectionDataset(ImageDataset):
                 _logger.info("%s: left out %d images without a box", table.source, empty)
         if not len(images) or not len(table.boxes):
             raise DataError(f"{table.source}: expected images with boxes, found none")
+        if not without(table, self.ignored).any():
+            raise DataError(
+                f"{table.source}: expected boxes to train on, found none that is not "
+                f"{' or '.join(self.ignored)}"
+            )
         self._images = images
         self._paths = PathTable(paths[i] for i in images)
         self.image_ids = [image_ids[i] for i in images]
@@ -101,16 +107,24 @@ class DetectionDataset(ImageDataset):
     def describe(self, index: int) -> str:
         return self._paths[index]
 
+    def annotations_digest(self) -> str:
+        """SHA-256 of what is annotated: class names, and the boxes of every image."""
+        names = "\0".join(self.class_names).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(names + b"\0" + self._table.digest().encode()).hexdigest()
+
     def ground_truth(self, index: int) -> GroundTruth:
         """Everything annotated in an image, whatever training leaves out."""
         return self._table.ground_truth(int(self._images[index]))
 
     def _targets(self, image: int) -> GroundTruth:
         truth = self._table.ground_truth(int(image))
-        keep = np.ones(len(truth.boxes), dtype=bool)
-        for flag in self.ignored:
-            keep &= ~getattr(truth, flag)
-        return truth.take(keep)
+        return truth.take(without(truth, self.ignored))
+
+    def _turned(self, image: np.ndarray, width: int, height: int) -> str:
+        """Annotations made without looking at EXIF are one cause of another size."""
+        if image.shape[:2] != (width, height) or self.decode.backend != "cv2":
+            return ""
+        return "; is it turned by its EXIF data? DecodeImage with backend: pil leaves it unturned"
 
     def make_sample(self, index: int, rng: np.random.Generator) -> DetectionSample:
         height, width = self.sizes[index].tolist()
@@ -118,7 +132,7 @@ class DetectionDataset(ImageDataset):
         if image.shape[:2] != (height, width):
             raise ValueError(
                 f"expected an image of {width}x{height} as its annotation says, "
-                f"got {image.shape[1]}x{image.shape[0]}"
+                f"got {image.shape[1]}x{image.shape[0]}{self._turned(image, width, height)}"
             )
         truth = self._targets(self._images[index])
         image, boxes, labels = self.transforms(image, truth.boxes, truth.labels, rng)

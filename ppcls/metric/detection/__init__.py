@@ -20,7 +20,13 @@ from ppcls.metric.detection.types import (
     no_detections,
     split_rows,
 )
-from ppcls.metric.detection.voc_map import VOCMetric, VocResult, voc_map, write_voc_results
+from ppcls.metric.detection.voc_map import (
+    VOCMetric,
+    VocResult,
+    check_file_names,
+    voc_map,
+    write_voc_results,
+)
 
 __all__ = [
     "DETECTION_METRICS",
@@ -34,6 +40,7 @@ __all__ = [
     "VOCMetric",
     "VocResult",
     "build_detection_metrics",
+    "check_file_names",
     "coco_ap",
     "coco_results",
     "no_detections",

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppcls.metric.detection.registry import DETECTION_METRICS
-from ppcls.metric.detection.types import CocoImages, Detections, image_order
+from ppcls.metric.detection.types import AnnotatedImages, CocoImages, Detections, image_order
 from ppcls.utils.errors import ConfigError, DataError, UserError
 from ppcls.utils.fileio import atomic_write_text
 
@@ -67,6 +67,14 @@ class COCOMetric:
         _import_pycocotools()  # now, and not after hours of training
         self.plus_one = plus_one
 
+    def check(self, images: AnnotatedImages) -> None:
+        """Raise ConfigError unless the data set was read from a COCO annotation file."""
+        if getattr(images, "anno_path", None) is None:
+            raise ConfigError(
+                "COCOMetric: expected a data set with a COCO annotation file, got a "
+                f"{type(images).__name__}; use VOCMetric"
+            )
+
     def evaluate(
         self, detections: Mapping[int, Detections], images: CocoImages
     ) -> dict[str, float]:
@@ -74,11 +82,7 @@ class COCOMetric:
 
         The true objects come from the annotation file itself, with their areas and crowd flags.
         """
-        if getattr(images, "anno_path", None) is None:
-            raise ConfigError(
-                "COCOMetric: expected a data set with a COCO annotation file, got a "
-                f"{type(images).__name__}; use VOCMetric"
-            )
+        self.check(images)
         plus_one = images.official_quirks if self.plus_one is None else self.plus_one
         by_id = {images.image_ids[i]: detections[i] for i in image_order(detections, images)}
         logger.info("COCO: judging %d images, which may take minutes", len(by_id))
@@ -164,7 +168,7 @@ def write_coco_results(path: str | Path, results: list[dict[str, Any]]) -> None:
 def read_annotations(path: str | Path) -> dict[str, Any]:
     """Return the content of a COCO annotation file. Raises DataError for anything else."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_bytes())  # UTF-8 or -16, with or without a mark
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such annotation file") from error
     except (OSError, ValueError, RecursionError) as error:

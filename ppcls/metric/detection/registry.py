@@ -18,6 +18,9 @@ class DetectionMetric(Protocol):
 
     names: list[str]  # the numbers worth a log line; the first one chooses the best model
 
+    def check(self, images: AnnotatedImages) -> None:
+        """Raise ConfigError when this metric cannot judge such a data set."""
+
     def evaluate(
         self, detections: Mapping[int, Detections], images: AnnotatedImages
     ) -> dict[str, float]:

@@ -80,10 +80,13 @@ class VOCMetric:
         self.plus_one = plus_one
         self.official_quirks = official_quirks
 
+    def check(self, images: AnnotatedImages) -> None:
+        """Any data set will do."""
+
     def evaluate(
         self, detections: Mapping[int, Detections], images: AnnotatedImages
     ) -> dict[str, float]:
-        """Return `mAP`, then `AP/<class>`; see `DetectionMetric`."""
+        """Return `mAP`, then `mAP/<class>`; see `DetectionMetric`."""
         result = voc_map(
             detections,
             images,
@@ -93,7 +96,7 @@ class VOCMetric:
             official_quirks=self.official_quirks,
         )
         logger.info("VOC (%s), %d images:\n%s", self.metric, result.images, result.table())
-        return {"mAP": result.mean} | {f"AP/{k}": v for k, v in result.per_class.items()}
+        return {"mAP": result.mean} | {f"mAP/{k}": v for k, v in result.per_class.items()}
 
 
 def voc_map(
@@ -224,6 +227,13 @@ def _from_one(boxes: np.ndarray, plus_one: bool) -> np.ndarray:
     return boxes + np.array([1, 1, plus_one, plus_one], np.float32)
 
 
+def check_file_names(images: AnnotatedImages) -> None:
+    """Raise DataError for a class that `write_voc_results` could not name a file by."""
+    for name in images.class_names[1:]:
+        if "/" in name or "\\" in name:
+            raise DataError(f"class {name!r}: expected a name that can be part of a file name")
+
+
 def write_voc_results(
     folder: str | Path, detections: Mapping[int, Detections], images: AnnotatedImages
 ) -> None:
@@ -231,9 +241,7 @@ def write_voc_results(
 
     Each line is `image score x1 y1 x2 y2`: a score of 3 decimals, corners of 1, counted from 1.
     """
-    for name in images.class_names[1:]:
-        if "/" in name or "\\" in name:
-            raise DataError(f"class {name!r}: expected a name that can be part of a file name")
+    check_file_names(images)
     order = image_order(detections, images)
     for label, name in enumerate(images.class_names[1:], 1):
         lines = [

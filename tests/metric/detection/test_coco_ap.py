@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from made_up_detections import (
     Images,
     annotation,
     found,
+    objects,
     random_detections,
     random_images,
     write_annotations,
@@ -18,6 +20,7 @@ from made_up_detections import (
 
 from ppcls.metric.detection import (
     COCOMetric,
+    VOCMetric,
     build_detection_metrics,
     coco_ap,
     coco_results,
@@ -231,11 +234,28 @@ def test_from_a_config(two_cats, caplog, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_an_annotation_file_with_a_byte_order_mark(two_cats, encoding):
+    """The data set takes such a file; the evaluation must too."""
+    path = Path(two_cats)
+    wanted = coco_ap(path, IDS, {1: found((1, 0.9, *SMALL))}).stats
+    path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    stats = coco_ap(path, IDS, {1: found((1, 0.9, *SMALL))}).stats
+    assert stats == pytest.approx(wanted, nan_ok=True)
+
+
+def test_both_metrics_keep_their_numbers_per_class(two_cats):
+    images = CocoFileImages([objects((1, *SMALL))], image_ids=[1], anno_path=two_cats)
+    detections = {0: found((1, 0.9, *SMALL))}
+    results = [m.evaluate(detections, images) for m in (COCOMetric(), VOCMetric())]
+    assert not set(results[0]) & set(results[1])
+
+
 def test_a_data_set_without_annotation_file():
     with pytest.raises(
         ConfigError, match="COCOMetric: expected a data set with a COCO .*, got a Im"
     ):
-        COCOMetric().evaluate({0: found()}, Images([None]))
+        COCOMetric().check(Images([None]))
 
 
 def test_without_pycocotools(monkeypatch):

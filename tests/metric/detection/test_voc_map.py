@@ -229,8 +229,8 @@ def test_from_a_config(caplog):
     (metric,) = build_detection_metrics([{"VOCMetric": {"metric": "area"}}], "Metric.Eval")
     images = Images([objects((1, *A), (1, *B))])
     result = metric.evaluate({0: found((1, 0.5, *A))}, images)
-    assert list(result) == ["mAP", "AP/cat", "AP/dog"] and metric.names == ["mAP"]
-    assert result["mAP"] == result["AP/cat"] == 0.5
+    assert list(result) == ["mAP", "mAP/cat", "mAP/dog"] and metric.names == ["mAP"]
+    assert result["mAP"] == result["mAP/cat"] == 0.5
     assert "VOC (area), 1 images:\ncat  50.0\ndog no objects\nmAP  50.0" in caplog.text
     assert build_detection_metrics(None, "Metric.Eval") == []
 
