@@ -92,7 +92,7 @@ def as_detections(result: Result) -> Detections:
 
 
 def describe_objects(result: Result, threshold: float) -> str:
-    """Return the log line of `found_objects`, of scores from `threshold` on, the best written out."""
+    """Return the log line of `found_objects`: the best of the scores from `threshold` on."""
     rows = zip(result["label_names"], result["scores"], result["boxes"], strict=True)
     found = [row for row in rows if row[1] >= threshold]
     shown = [
