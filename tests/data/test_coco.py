@@ -178,6 +178,17 @@ def test_an_image_turned_by_exif_is_turned_like_its_boxes_or_left_as_they_are(tm
     assert stored[0].size == (30, 40)
 
 
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    arguments = write_coco(tmp_path)
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(DataError, match=r"train: expected a folder to list, but Permission denied"):
+        COCODataset(transform_ops=EVAL_OPS, **arguments)
+
+
 def put(kind, place, **values):
     return lambda content: content[kind][place].update(values)
 

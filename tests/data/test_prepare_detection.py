@@ -162,6 +162,18 @@ def test_voc(tmp_path, capsys):
     assert dataset.class_num == 21 and dataset.class_names[20] == "tvmonitor"
 
 
+def test_voc_with_classes_of_ones_own(tmp_path, capsys):
+    lists = {("2007", part): {part: ((20, 20), [("mug", [3, 5, 14, 9], 0)])} for part in "ab"}
+    write_voc(tmp_path / "mine", lists)
+    own = (tmp_path / "mine", "--train", "2007 a", "--test", "2007 b", "--subset")
+    assert voc(*own) == 2
+    refused(capsys, "object 1: expected one of the 20 classes, got 'mug'")
+    (tmp_path / "names.txt").write_text("cup\nmug\n")
+    assert voc(*own, "--label-list", str(tmp_path / "names.txt")) == 0
+    assert "class_num to 3" in capsys.readouterr().out
+    assert (tmp_path / "mine" / "label_list.txt").read_text() == "cup\nmug\n"
+
+
 def test_voc_names_every_problem(tmp_path, capsys):
     assert voc(tmp_path) == 2
     refused(capsys, "VOC2007/Annotations: expected a folder, found none")

@@ -30,7 +30,7 @@ class TinyDetector(nn.Layer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.class_num, self.priors = CLASSES, paddle.to_tensor(PRIORS)
+        self.class_num = CLASSES
         self.loc = nn.Linear(3, 4 * len(PRIORS))
         self.conf = nn.Linear(3, CLASSES * len(PRIORS))
         rng = np.random.default_rng(0)
@@ -38,6 +38,10 @@ class TinyDetector(nn.Layer):
             start = rng.standard_normal(layer.weight.shape).astype("float32")
             layer.weight.set_value(paddle.to_tensor(start / 8))
         self.to(dtype="float64")
+
+    @property
+    def priors(self):
+        return paddle.to_tensor(PRIORS)
 
     def forward(self, x):
         colours = x.astype("float64").mean([2, 3]) / 64

@@ -180,9 +180,19 @@ def check_files(paths: Iterable[str], what: str) -> None:
     for path in paths:
         folder, name = os.path.split(path)
         if folder not in known:
-            known[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            known[folder] = _names_in(folder)
         if name not in known[folder]:
             missing.append(path)
     if missing:
         more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
         raise DataError(f"{missing[0]}: expected {what}, found no such file{more}")
+
+
+def _names_in(folder: str) -> set[str]:
+    """The names in a folder, none if it is not there."""
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise DataError(f"{folder}: expected a folder to list, but {error.strerror}") from error
