@@ -1,12 +1,15 @@
 """The export folder: which files it has, what they compute, and whether they are whole.
 
     DIR/inference.yml            what is here (this module's `Manifest`)
-    DIR/inference.json           Paddle 3's program         } form "paddle"
+    DIR/label_list.txt           lines of `id name`, for other tools; not checked
+    DIR/inference.json           Paddle 3's program (*)     } form "paddle"
     DIR/inference.pdmodel        Paddle 2's program         }
     DIR/inference.pdiparams      the weights of both        }
     DIR/inference.onnx           form "onnx"
     DIR/inference.xml, .bin      form "openvino"
     DIR/inference_int8.xml, .bin form "openvino-int8"
+
+(*) not there when Paddle 2 wrote the folder; Paddle 3 loads Paddle 2's program too.
 
 `inference.yml` keeps PaddleClas's sections `Global`, `PreProcess` and `PostProcess`, which other
 Paddle tools read, and adds a section `Deploy`.
@@ -29,6 +32,7 @@ from ppcls.utils.errors import UserError
 from ppcls.utils.fileio import atomic_write_text, map_file
 
 MANIFEST = "inference.yml"
+LABELS = "label_list.txt"
 VERSION = 1
 # In the order of preference when several could run (see `ppcls.deploy.predictor`).
 FORMS: dict[str, tuple[str, ...]] = {
@@ -37,6 +41,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "paddle": ("inference.json", "inference.pdmodel", "inference.pdiparams"),
     "openvino-int8": ("inference_int8.xml", "inference_int8.bin"),
 }
+_OPTIONAL = ("inference.json",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +104,14 @@ def write_manifest(folder: Path, manifest: Manifest, forms: Iterable[str]) -> Ma
 
     Returns the manifest with `forms` filled in. Raises UserError when a form's file is missing.
     """
-    hashes = {form: {name: _sha256(folder / name) for name in FORMS[form]} for form in forms}
+    hashes = {
+        form: {
+            name: _sha256(folder / name)
+            for name in FORMS[form]
+            if name not in _OPTIONAL or (folder / name).exists()
+        }
+        for form in forms
+    }
     manifest = dataclasses.replace(manifest, forms=hashes)
     section = {
         key: value
@@ -158,7 +170,11 @@ def check_files(folder: str | Path, manifest: Manifest, form: str) -> None:
     if form not in manifest.forms:
         there = ", ".join(manifest.forms) or "none"
         raise UserError(f"{folder}: expected the form {form!r}, found {there}")
-    for name, expected in manifest.forms[form].items():
+    listed = manifest.forms[form]
+    absent = next((n for n in FORMS[form] if n not in listed and n not in _OPTIONAL), None)
+    if absent is not None:
+        raise UserError(f"{folder / MANIFEST}: expected a SHA-256 of {absent!r}, found none")
+    for name, expected in listed.items():
         if name not in FORMS[form]:
             raise UserError(f"{folder / MANIFEST}: unknown file {name!r} of the form {form!r}")
         found = _sha256(folder / name)
