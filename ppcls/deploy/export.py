@@ -100,7 +100,7 @@ def parse_formats(text: str, writers: Mapping[str, Writer] = WRITERS) -> list[st
         raise UserError(f"--format: expected at least one of {', '.join(writers)}, got {text!r}")
     chosen = [name for name in _order(names, writers) if name in names]
     for name in chosen:
-        if name != "paddle" and not programs.has_pir():
+        if "onnx" in _order([name], writers) and not programs.has_pir():
             raise UserError(
                 f"--format {name}: expected Paddle 3, whose programs paddle2onnx reads, "
                 f"found {paddle.__version__}"

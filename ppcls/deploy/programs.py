@@ -70,8 +70,8 @@ def _pir_operations(block: Any) -> Iterator[Operation]:
         if op.name() == "builtin.parameter":
             continue
         values, parameters = [], []
-        for value in op.operands_source():
-            source = value.get_defining_op()  # none: an argument that is absent
+        for value in filter(lambda value: value.initialized(), op.operands_source()):
+            source = value.get_defining_op()  # none for what a nested block is given
             if source is not None and source.name() == "builtin.parameter":
                 parameters.append(source.attrs()["parameter_name"])
             else:
