@@ -1,12 +1,15 @@
 """The export folder: which files it has, what they compute, and whether they are whole.
 
     DIR/inference.yml            what is here (this module's `Manifest`)
-    DIR/inference.json           Paddle 3's program         } form "paddle"
+    DIR/label_list.txt           lines of `id name`, for other tools; not checked
+    DIR/inference.json           Paddle 3's program (*)     } form "paddle"
     DIR/inference.pdmodel        Paddle 2's program         }
     DIR/inference.pdiparams      the weights of both        }
     DIR/inference.onnx           form "onnx"
     DIR/inference.xml, .bin      form "openvino"
     DIR/inference_int8.xml, .bin form "openvino-int8"
+
+(*) not there when Paddle 2 wrote the folder; Paddle 3 loads Paddle 2's program too.
 
 `inference.yml` keeps PaddleClas's sections `Global`, `PreProcess` and `PostProcess`, which other
 Paddle tools read, and adds a section `Deploy`.
@@ -29,6 +32,7 @@ from ppcls.utils.errors import UserError
 from ppcls.utils.fileio import atomic_write_text, map_file
 
 MANIFEST = "inference.yml"
+LABELS = "label_list.txt"
 VERSION = 1
 # Which one runs when nobody says so: `ppcls.deploy.runtimes.PREFERENCE`.
 FORMS: dict[str, tuple[str, ...]] = {

@@ -38,7 +38,7 @@ def classify(session: Session) -> list[dict[str, Any]]:
         )
     paths = images_to_infer(recipe)
     require_weights(session)
-    names = _class_names(post, recipe.class_num)
+    names = class_names(post, recipe.class_num)
     prepare = Preparation(*inference_transforms(recipe))
     precision = Precision(recipe.AMP, session.device)
     model = build_network(session)
@@ -89,7 +89,7 @@ def _split(line: str) -> tuple[str, str, str]:
     return head, " ", rest[0] if rest else ""
 
 
-def _class_names(post: PostProcessConfig, class_num: int) -> dict[int, str] | None:
+def class_names(post: PostProcessConfig, class_num: int) -> dict[int, str] | None:
     if post.class_id_map_file is None:
         return None
     names = read_class_names(_packaged(post.class_id_map_file), post.delimiter)

@@ -76,27 +76,46 @@ def atomic_write_text(path: str | Path, text: str) -> None:
     atomic_write(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def atomic_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def atomic_folder(folder: Path, fill: Callable[[Path], None], *, replace: bool = False) -> None:
     """Let `fill` write a temporary folder beside `folder`, then rename it: whole or not at all.
 
-    Raises UserError when `folder` is there and not empty, or cannot be written.
+    With `replace` a folder of that name is then removed, whatever it holds; it stays as it was
+    when `fill` or the renaming fails.
+
+    Raises UserError when `folder` is there and not empty (without `replace`) or is a file, or
+    cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    is_taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if is_taken and not (replace and folder.is_dir()):
         raise UserError(f"{folder}: expected no such folder, or an empty one, to write to")
+    place = Path(os.path.realpath(folder))  # where a symbolic link leads to
     draft = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
         fill(draft)
         draft.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(draft, folder)
+        _move_into_place(draft, place)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _move_into_place(draft: Path, folder: Path) -> None:
+    """Rename `draft` to `folder`, moving a folder of that name aside until that is done."""
+    if not folder.exists():
+        os.replace(draft, folder)
+        return
+    aside = folder.with_name(f"{draft.name}.old")
+    os.replace(folder, aside)
+    try:
+        os.replace(draft, folder)
+    except BaseException:
+        os.replace(aside, folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def to_json(value: Any, **options: Any) -> str:

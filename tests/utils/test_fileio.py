@@ -55,6 +55,31 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
         atomic_folder(folder / "a" / "b", lambda draft: None)
 
 
+def test_a_folder_is_replaced_when_asked_or_stays(tmp_path, monkeypatch):
+    folder = tmp_path / "set"
+    atomic_folder(folder, lambda draft: (draft / "old").touch())
+    with pytest.raises(KeyError):
+        atomic_folder(folder, lambda draft: {}["b"], replace=True)
+    real, calls = os.replace, []
+
+    def second_fails(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", second_fails)
+        with pytest.raises(UserError, match="set: cannot be written: No space left"):
+            atomic_folder(folder, lambda draft: None, replace=True)
+    assert os.listdir(folder) == ["old"] and os.listdir(tmp_path) == ["set"]
+    (tmp_path / "link").symlink_to(folder)
+    atomic_folder(tmp_path / "link", lambda draft: (draft / "new").touch(), replace=True)
+    assert os.listdir(folder) == ["new"] and sorted(os.listdir(tmp_path)) == ["link", "set"]
+    with pytest.raises(UserError, match="expected no such folder"):
+        atomic_folder(folder / "new", lambda draft: None, replace=True)
+
+
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "small").write_bytes(b"abc")

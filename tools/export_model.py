@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""Export weights to the forms that run fastest, each checked against the network on real images.
+
+The folder Global.save_inference_dir then holds inference.yml and the files of each form: "paddle"
+for Paddle Inference and PaddleClas's own command, "onnx", "openvino"."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import _bootstrap  # noqa: F401
+
+from ppcls.utils import runtime
+from ppcls.utils.cli import make_parser, run
+from ppcls.utils.errors import UserError
+
+EXAMPLE = """python tools/export_model.py -c configs/HarDNet/HarDNet68.yaml \\
+      --checkpoint hardnet68.pdparams --format paddle,onnx,openvino \\
+      -o Global.save_inference_dir=./inference/HarDNet68"""
+
+logger = logging.getLogger("ppcls")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__, EXAMPLE)
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="the weights; the same as Global.pretrained_model"
+    )
+    parser.add_argument(
+        "--format",
+        default="paddle",
+        metavar="FORMS",
+        help="forms to write, comma-separated: paddle, onnx, openvino (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bake-normalization",
+        action="store_true",
+        help="take uint8 images [N, H, W, 3] and normalise them in the network",
+    )
+    parser.add_argument(
+        "--softmax", action="store_true", help="give probabilities instead of logits"
+    )
+    parser.add_argument(
+        "--dynamic-size", action="store_true", help="take any height and width, not image_shape's"
+    )
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="take N images at once (default: any number)"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="largest difference from the network, relative to the largest output or 1 "
+        "(default: 1e-4)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    return parser
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    if args.batch is not None and args.batch < 1:
+        raise UserError(f"--batch: expected 1 or more, got {args.batch}")
+    if args.tolerance is not None and not 0 < args.tolerance < math.inf:
+        raise UserError(f"--tolerance: expected a number above 0, got {args.tolerance}")
+
+
+def export(args: argparse.Namespace) -> dict[str, Any]:
+    check_arguments(args)
+    runtime_note = runtime.import_paddle()
+    from ppcls.deploy import export as exporter
+    from ppcls.engine import build, exporting
+
+    start = time.perf_counter()
+    forms = exporter.parse_formats(args.format)
+    overrides = exporting.with_checkpoint(args.override, args.checkpoint)
+    session = build.open_session(args.config, overrides, runtime_note)
+    task = session.recipe.Global.task
+    if task != "classification":
+        raise UserError(f"Global.task: expected classification, the task exported, got {task}")
+    folder = Path(session.recipe.Global.save_inference_dir)
+    exporter.check_target(folder, args.overwrite)
+    plan = exporting.classifier_plan(session, exporting.options_of(args))
+    manifest = exporter.export(
+        plan,
+        folder,
+        forms,
+        overwrite=args.overwrite,
+        tolerance=args.tolerance or exporter.TOLERANCE,
+    )
+    return report(folder, manifest, time.perf_counter() - start)
+
+
+def report(folder: Path, manifest: Any, seconds: float) -> dict[str, Any]:
+    from ppcls.deploy.stock import stock_command
+
+    sizes = {
+        form: sum((folder / name).stat().st_size for name in files)
+        for form, files in manifest.forms.items()
+    }
+    listed = ", ".join(f"{form} ({size / 1e6:.1f} MB)" for form, size in sizes.items())
+    logger.info("written: %s in %.0f s: %s", folder, seconds, listed)
+    command = stock_command(folder, manifest)
+    if command is not None:
+        note = "" if manifest.output == "probabilities" else " (scores are logits)"
+        logger.info("PaddleClas's own command runs it too%s: %s", note, command)
+    return {
+        "folder": str(folder),
+        "arch": manifest.arch,
+        "forms": manifest.forms,
+        "bytes": sizes,
+        "differences": manifest.differences,
+        "seconds": seconds,
+        "paddleclas_command": command,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(parser(), export, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
