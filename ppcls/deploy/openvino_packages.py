@@ -1,0 +1,48 @@
+"""Importing openvino and nncf without the reports they send to their makers."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+import warnings
+from types import ModuleType
+
+from ppcls.utils.errors import UserError
+
+
+def import_openvino(needed_by: str) -> ModuleType:
+    """Return the package `openvino`. Raises UserError, which names the extra, when it is missing.
+
+    needed_by: what the user asked for, to begin the error with.
+    """
+    return _import("openvino", needed_by)
+
+
+def import_nncf(needed_by: str) -> ModuleType:
+    """Return the package `nncf`, silenced below warnings. Raises UserError when it is missing."""
+    nncf = _import("nncf", needed_by)
+    nncf.set_log_level(logging.WARNING)
+    return nncf
+
+
+def disable_telemetry() -> None:
+    """Let openvino and nncf find no `openvino_telemetry`, without which they report nothing.
+
+    Unless a user opted out, `import openvino` alone sends an event, and writes an identifier to the
+    home folder. To be called before the first import of either.
+    """
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+
+def _import(name: str, needed_by: str) -> ModuleType:
+    disable_telemetry()
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        raise UserError(
+            f"{needed_by}: expected the package {name!r}, found none; "
+            "install it with: pip install 'hardnet-paddle[deploy]'"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of versions of torch and others that are not used here
+        return importlib.import_module(name)
