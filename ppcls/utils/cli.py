@@ -22,7 +22,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_MISTAKE, f"error: {self.prog}: {message} (see {self.prog} -h)\n")
 
 
-def make_parser(description: str, example: str, *, config: bool = True) -> argparse.ArgumentParser:
+def make_parser(
+    description: str, example: str, *, config: bool = True, config_required: bool = True
+) -> argparse.ArgumentParser:
     """Return a parser with `--json` and `--debug`, and with `config` also `-c` and `-o`."""
     parser = _Parser(
         description=description,
@@ -31,7 +33,9 @@ def make_parser(description: str, example: str, *, config: bool = True) -> argpa
         allow_abbrev=False,
     )
     if config:
-        parser.add_argument("-c", "--config", required=True, metavar="YAML", help="the recipe")
+        parser.add_argument(
+            "-c", "--config", required=config_required, metavar="YAML", help="the recipe"
+        )
         parser.add_argument(
             "-o",
             "--override",
