@@ -133,7 +133,7 @@ class PostProcess(nn.Layer):
 
         No limit reaches the one row of the image that is the padding.
         """
-        is_over = (counts > min(self.config.per_class, self.config.per_image)).any()
+        is_over = counts.max() > min(self.config.per_class, self.config.per_image)
         rows, counts = self._when(is_over, lambda: self._limited(rows, counts), (rows, counts))
         return rows[:-1], counts[:-1]
 
@@ -151,13 +151,13 @@ class PostProcess(nn.Layer):
             kept, owner = _take(rows[:, 1] >= lowest, rows, image)
             return kept, _count(owner, images)
 
-        is_over = (counts > config.per_image).any()
+        is_over = counts.max() > config.per_image
         rows, counts = self._when(is_over, best, (rows, counts))
         return rows, counts.astype("int32")
 
     def _lowest_score(self, rows: Tensor, image: Tensor, counts: Tensor) -> Tensor:
         """Return the score [B] of the last row within the limit per image; 0 if all are."""
-        limit, images = self.config.per_image, paddle.shape(counts)[0]
+        limit, images = self.config.per_image, paddle.shape(counts)[0].astype("int64")
         width = counts.max().clip(min=limit)
         place = paddle.arange(paddle.shape(image)[0], dtype="int64") - paddle.searchsorted(
             image, image
