@@ -22,7 +22,7 @@ import _bootstrap  # noqa: F401
 
 from ppcls.utils import runtime
 from ppcls.utils.cli import make_parser, run
-from ppcls.utils.errors import UserError
+from ppcls.utils.errors import JobError, UserError
 
 EXAMPLE = "python tools/benchmark.py save -c configs/HarDNet/HarDNet39_ds_digits.yaml --json s.json"
 
@@ -59,6 +59,8 @@ def take_turns(
     ours: Callable[[], float], reference: Callable[[], float], turns: int
 ) -> list[tuple[float, float]]:
     """Measure both `turns` times, each first in every other turn; the first turn is a warm-up."""
+    if turns < 1:
+        raise UserError(f"--turns: expected 1 or more, got {turns}")
     pairs = []
     for turn in range(turns + 1):
         if turn % 2:
@@ -91,12 +93,12 @@ def save(args: argparse.Namespace) -> dict[str, Any]:
     runtime_note = runtime.import_paddle()
     from ppcls.engine import build
 
+    if args.config is None:
+        raise UserError("-c: expected the recipe to train by, got none")
     if not 1 <= args.every < args.steps:
         raise UserError(
             f"--every: expected 1 to {args.steps - 1} (below --steps), got {args.every}"
         )
-    if args.turns < 1:
-        raise UserError(f"--turns: expected 1 or more, got {args.turns}")
     blocked: list[float] = []
 
     def measure(*overrides: str) -> float:
@@ -127,6 +129,54 @@ def save(args: argparse.Namespace) -> dict[str, Any]:
     return report([result])
 
 
+def postprocess(args: argparse.Namespace) -> dict[str, Any]:
+    """A detector's post-processing against loops over its classes, on one image, 512, 81 classes.
+
+    Raises JobError when the results differ.
+    """
+    runtime.import_paddle()
+    import _postprocess_loops as loops
+    import paddle
+
+    from ppcls.arch.detection.postprocess import COCO, PostProcess
+
+    layer = PostProcess(81, COCO)
+    rows = []
+    with paddle.no_grad():
+        for kind in loops.KINDS:
+            given = loops.predictions(kind)
+            found = layer(*given)[0].numpy()
+            for name, loop in loops.LOOPS.items():
+                case = f"postprocess {kind}, {len(found)} detections"
+                _check_same(case, found, loop(*given, COCO))
+                print(f"{case}, {name} loop", flush=True)
+                pairs = take_turns(
+                    lambda given=given: _calls_per_second(lambda: layer(*given)),
+                    lambda given=given, loop=loop: _calls_per_second(lambda: loop(*given, COCO)),
+                    args.turns,
+                )
+                rows.append(row(case, ("PostProcess", f"{name} loop"), "images/s", pairs))
+    return report(rows)
+
+
+def _check_same(case: str, found: Any, wanted: Any) -> None:
+    import numpy as np
+
+    same = found.shape == wanted.shape and np.allclose(found, wanted, rtol=0, atol=1e-3)
+    if not same or not np.allclose(found[:, :2], wanted[:, :2], rtol=0, atol=1e-6):
+        raise JobError(f"{case}: expected the loop's {len(wanted)} detections, found others")
+
+
+def _calls_per_second(call: Callable[[], Any], seconds: float = 0.3) -> float:
+    """The median of the calls that fit into `seconds`, one at least."""
+    start, spent = time.perf_counter(), []
+    while not spent or time.perf_counter() - start < seconds:
+        before = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - before)
+    return 1 / statistics.median(spent)
+
+
 def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for entry in rows:
         print(
@@ -139,10 +189,20 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"machine": machine(), "versions": versions(), "rows": rows}
 
 
+CASES = {"save": save, "postprocess": postprocess}
+
+
 def parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__, EXAMPLE)
-    parser.add_argument("case", choices=["save"], help="save: what checkpoints cost a training")
-    parser.add_argument("--steps", type=int, default=150, help="of a turn (default: %(default)s)")
+    parser = make_parser(__doc__, EXAMPLE, config_required=False)
+    parser.add_argument(
+        "case",
+        choices=list(CASES),
+        help="save: what checkpoints cost a training; "
+        "postprocess: a detector's, against loops over its classes",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=150, help="save: of a turn (default: %(default)s)"
+    )
     parser.add_argument("--every", type=int, default=50, help="save: steps between saves")
     parser.add_argument(
         "--turns", type=int, default=5, help="measured turns (default: %(default)s)"
@@ -151,7 +211,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run(parser(), save, argv)
+    return run(parser(), lambda args: CASES[args.case](args), argv)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Source: PingoLH/PytorchSSD-HarDNet (MIT), files `layers/functions/detection.py` 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import paddle
@@ -98,10 +99,24 @@ class PostProcess(nn.Layer):
             return attempt(-1)
         best = config.first_try * config.per_class
         rows, counts = attempt(best)
-        given = (scores[:, 1:] > config.score).astype("int64").sum(axis=2)  # [B, C - 1]
-        # The first rows kept of the best boxes are the first kept of all.
-        is_short = paddle.logical_and(given > best, self._kept(rows, counts) < config.per_class)
-        return paddle.static.nn.cond(is_short.any(), lambda: attempt(-1), lambda: (rows, counts))
+        if paddle.in_dynamic_mode() and boxes.shape[1] <= best:
+            return rows, counts
+        is_cut = (scores[:, 1:] > config.score).astype("int64").sum(axis=2) > best  # [B, C - 1]
+
+        def complete() -> tuple[Tensor, Tensor]:
+            # The first rows kept of the best boxes are the first kept of all.
+            is_short = paddle.logical_and(is_cut, self._kept(rows, counts) < config.per_class)
+            return self._when(is_short.any(), lambda: attempt(-1), (rows, counts))
+
+        return self._when(is_cut.any(), complete, (rows, counts))
+
+    def _when(
+        self, is_needed: Tensor, work: Callable[[], tuple[Tensor, ...]], result: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Return what `work` does, or `result` where that is known to be the same."""
+        if not self.config.first_try:
+            return work()
+        return paddle.static.nn.cond(is_needed, work, lambda: result)
 
     def _group(self, rows: Tensor, image: Tensor) -> Tensor:
         """Return one number [K] per image and class, ascending like the rows."""
@@ -118,22 +133,37 @@ class PostProcess(nn.Layer):
 
         No limit reaches the one row of the image that is the padding.
         """
-        images = paddle.shape(counts)[0]
-        image = _owner(counts, paddle.shape(rows)[0])
-        rank = _rank(self._group(rows, image), images * self.class_num)
-        is_kept = rank < self.config.per_class
-        rows, image = _take(is_kept, rows, image)
-        lowest = self._lowest_score(rows, image, images)
-        rows, image = _take(rows[:, 1] >= paddle.gather(lowest, image), rows, image)
-        return rows[:-1], _count(image, images).astype("int32")[:-1]
+        is_over = counts.max() > min(self.config.per_class, self.config.per_image)
+        rows, counts = self._when(is_over, lambda: self._limited(rows, counts), (rows, counts))
+        return rows[:-1], counts[:-1]
 
-    def _lowest_score(self, rows: Tensor, image: Tensor, images: Tensor) -> Tensor:
-        """Return the score [images] of the last row within the limit per image; 0 if all are."""
-        width = (self.class_num - 1) * self.config.per_class
-        table = paddle.zeros([images * width], "float32")
-        table = paddle.scatter(table, image * width + _rank(image, images), rows[:, 1])
-        limit = min(self.config.per_image, width)
-        return paddle.topk(table.reshape([-1, width]), limit, axis=1)[0][:, -1]
+    def _limited(self, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        config, images = self.config, paddle.shape(counts)[0]
+        image = _owner(counts, paddle.shape(rows)[0])
+        group = self._group(rows, image)
+        # Within the limit unless the row so many places before is of the same class.
+        before = paddle.concat([paddle.full([config.per_class], -1, "int64"), group])
+        rows, image = _take(before[: -config.per_class] != group, rows, image)
+        counts = _count(image, images)
+
+        def best() -> tuple[Tensor, Tensor]:
+            lowest = paddle.gather(self._lowest_score(rows, image, counts), image)
+            kept, owner = _take(rows[:, 1] >= lowest, rows, image)
+            return kept, _count(owner, images)
+
+        is_over = counts.max() > config.per_image
+        rows, counts = self._when(is_over, best, (rows, counts))
+        return rows, counts.astype("int32")
+
+    def _lowest_score(self, rows: Tensor, image: Tensor, counts: Tensor) -> Tensor:
+        """Return the score [B] of the last row within the limit per image; 0 if all are."""
+        limit, images = self.config.per_image, paddle.shape(counts)[0].astype("int64")
+        width = counts.max().clip(min=limit)
+        place = paddle.arange(paddle.shape(image)[0], dtype="int64") - paddle.searchsorted(
+            image, image
+        )
+        table = paddle.scatter(paddle.zeros([images * width]), image * width + place, rows[:, 1])
+        return paddle.topk(table.reshape([images, -1]), limit, axis=1)[0][:, -1]
 
 
 def _hopeful(conf: Tensor, score: float) -> Tensor:
@@ -144,12 +174,13 @@ def _hopeful(conf: Tensor, score: float) -> Tensor:
     """
     # Rounding must not lose one, hence 1e-3.
     least = math.log(score) - 1e-3 if score > 0 else -math.inf
-    # The largest of classes 1 to C - 1: as pooling it is twice as fast as `max` of a slice.
+    # The largest of classes 1 to C - 1, read once and without a copy: pooling over all numbers in
+    # a row, whose first window is padding alone, then one window per prior.
     classes = conf.shape[-1]
-    best = F.max_pool2d(conf.unsqueeze(1), (1, classes - 1), stride=1)[:, 0, :, 1]
-    is_hopeful = (best - conf[:, :, 0]).max(axis=0) > least
-    number = paddle.arange(paddle.shape(is_hopeful)[0])
-    return paddle.nonzero(paddle.logical_or(is_hopeful, number == 0)).flatten()
+    window, padding = (1, classes - 1), [0, 0, classes - 1, 0]
+    best = F.max_pool2d(conf.reshape([0, 1, 1, -1]), window, (1, classes), padding)[:, 0, 0, 1:]
+    is_hopeful = (best - conf[:, :, 0] > least).any(axis=0)
+    return paddle.nonzero(paddle.concat([paddle.ones([1], "bool"), is_hopeful[1:]])).flatten()
 
 
 def _padded(rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,22 +232,14 @@ def suppress(
 
 def _owner(counts: Tensor, total: Tensor) -> Tensor:
     """Return the number [K] int64 of the image each of `total` rows belongs to."""
-    ends = paddle.cumsum(counts.astype("int64"))
     number = paddle.arange(total, dtype="int64")
-    return (number.unsqueeze(1) >= ends.unsqueeze(0)).astype("int64").sum(axis=1)
+    return paddle.searchsorted(paddle.cumsum(counts.astype("int64")), number, right=True)
 
 
 def _count(group: Tensor, groups: Tensor) -> Tensor:
     """Return how often each number below `groups` is in `group` [K] int64."""
     zeros = paddle.zeros([groups], "int64")
     return paddle.scatter_nd_add(zeros, group.unsqueeze(1), paddle.ones_like(group))
-
-
-def _rank(group: Tensor, groups: Tensor) -> Tensor:
-    """Return the place [K] of each row among those of its group, 0 first; groups ascend."""
-    counts = _count(group, groups)
-    starts = paddle.cumsum(counts) - counts
-    return paddle.arange(paddle.shape(group)[0], dtype="int64") - paddle.gather(starts, group)
 
 
 def _take(mask: Tensor, rows: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:

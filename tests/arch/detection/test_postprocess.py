@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import _postprocess_loops as loops
 import numpy as np
 import paddle
 import pytest
-import slow_reference
 from paddle.static import InputSpec
 
 from ppcls.arch.detection.boxes import decode
@@ -45,7 +45,7 @@ def made_up(seed, batch=1, priors=60, classes=9, background=0.0):
 
 def each_alone(boxes, scores, sizes, config):
     images = zip(boxes, scores, sizes, strict=True)
-    return [slow_reference.select(*image, config) for image in images]
+    return [loops.select(*image, config) for image in images]
 
 
 def compare(found, wanted, atol=1e-3):
@@ -79,7 +79,7 @@ def test_detections_are_the_official_ones(official, case):
     rows, counts = PostProcess(9).select(*given)
     assert counts.dtype == paddle.int32 and counts.tolist() == [len(rows)]
     compare(rows.numpy(), official[f"pp{case}_det"])
-    wanted = slow_reference.select(given[0].numpy()[0], given[1].numpy()[0], SIZE, COCO)
+    wanted = loops.select(given[0].numpy()[0], given[1].numpy()[0], SIZE, COCO)
     compare(wanted, official[f"pp{case}_det"])
 
 
@@ -92,7 +92,7 @@ def test_suppression_is_the_official_one(official, legacy, key):
     assert counts.tolist() == [len(keep)]
     np.testing.assert_array_equal(rows.numpy()[:, 2:], boxes[keep])
     np.testing.assert_array_equal(rows.numpy()[:, 1], scores[keep])
-    assert slow_reference.nms(boxes, scores, 0.45, int(legacy)) == keep.tolist()
+    assert loops.nms(boxes, scores, 0.45, int(legacy)) == keep.tolist()
 
 
 # Against the slow loop
@@ -168,6 +168,15 @@ def test_from_raw_predictions():
     wanted = each_alone(boxes, scores, sizes.numpy(), COCO)
     assert counts.tolist() == [len(part) for part in wanted]
     compare(rows.numpy(), np.concatenate(wanted))
+
+
+@pytest.mark.parametrize("kind", loops.KINDS)
+def test_predictions_of_each_kind(kind):
+    given = loops.predictions(kind, size=300, class_num=7)
+    found = PostProcess(7)(*given)[0].numpy()
+    assert (len(found) > 0) == (kind != "empty")
+    for loop in loops.LOOPS.values():
+        compare(loop(*given, COCO), found)
 
 
 def test_in_a_static_graph_of_any_batch(tmp_path):
