@@ -2,7 +2,10 @@
 """Export weights to the forms that run fastest, each checked against the network on real images.
 
 The folder Global.save_inference_dir then holds inference.yml and the files of each form: "paddle"
-for Paddle Inference and PaddleClas's own command, "onnx", "openvino"."""
+for Paddle Inference and PaddleClas's own command, "onnx", "openvino", "openvino-int8".
+
+A detector is exported with its post-processing. Int8 is calibrated with images of DataLoader.Train
+and held to its score on DataLoader.Eval; layers that cost too much stay in float."""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
         "--format",
         default="paddle",
         metavar="FORMS",
-        help="forms to write, comma-separated: paddle, onnx, openvino (default: %(default)s)",
+        help="forms to write, comma-separated: paddle, onnx, openvino, openvino-int8 "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--bake-normalization",
@@ -56,8 +60,18 @@ def parser() -> argparse.ArgumentParser:
         "--tolerance",
         type=float,
         metavar="X",
-        help="largest difference from the network, relative to the largest output or 1 "
-        "(default: 1e-4)",
+        help="largest difference from the network: of a classifier relative to the largest output "
+        "or 1 (default: 1e-4), of a detector in pixels (default: 1e-3)",
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        default=0.003,
+        metavar="X",
+        help="int8: how far the score may fall, as a fraction (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--calibration-images", type=int, default=300, metavar="N", help="int8: (%(default)s)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     return parser
@@ -66,34 +80,63 @@ def parser() -> argparse.ArgumentParser:
 def check_arguments(args: argparse.Namespace) -> None:
     if args.batch is not None and args.batch < 1:
         raise UserError(f"--batch: expected 1 or more, got {args.batch}")
+    if args.calibration_images < 1:
+        raise UserError(f"--calibration-images: expected 1 or more, got {args.calibration_images}")
+    if not 0 <= args.max_drop < 1:
+        raise UserError(f"--max-drop: expected a fraction from 0, got {args.max_drop}")
     if args.tolerance is not None and not 0 < args.tolerance < math.inf:
         raise UserError(f"--tolerance: expected a number above 0, got {args.tolerance}")
+
+
+def int8_writers(args: argparse.Namespace, session: Any, report: dict[str, Any]) -> dict[str, Any]:
+    """The forms that can be written, int8 among them; `report` is filled in when it is."""
+    from ppcls.deploy.export import WRITERS, Writer
+    from ppcls.deploy.quantize import FORM, QuantizeConfig, quantize_form
+    from ppcls.engine import calibrate
+
+    def write(folder: Path, plan: Any) -> None:
+        images = calibrate.calibration_inputs(
+            session.recipe, plan.manifest, args.calibration_images
+        )
+        evaluate, name = calibrate.build_evaluate(session, plan.manifest)
+        config = QuantizeConfig(subset_size=args.calibration_images)
+        found = quantize_form(
+            folder, plan.manifest, images, evaluate, max_drop=args.max_drop, config=config
+        )
+        report.update(found, score=name)
+
+    packages = ("paddle2onnx", "onnx", "openvino", "nncf")
+    int8 = Writer(write=write, needs="openvino", is_exact=False, packages=packages)
+    return {**WRITERS, FORM: int8}
 
 
 def export(args: argparse.Namespace) -> dict[str, Any]:
     check_arguments(args)
     runtime_note = runtime.import_paddle()
     from ppcls.deploy import export as exporter
-    from ppcls.engine import build, exporting
+    from ppcls.engine import build, exporting, exporting_detector
 
     start = time.perf_counter()
-    forms = exporter.parse_formats(args.format)
     overrides = exporting.with_checkpoint(args.override, args.checkpoint)
     session = build.open_session(args.config, overrides, runtime_note)
-    task = session.recipe.Global.task
-    if task != "classification":
-        raise UserError(f"Global.task: expected classification, the task exported, got {task}")
+    quantized: dict[str, Any] = {}
+    writers = int8_writers(args, session, quantized)
+    forms = exporter.parse_formats(args.format, writers)
     folder = Path(session.recipe.Global.save_inference_dir)
     exporter.check_target(folder, args.overwrite)
-    plan = exporting.classifier_plan(session, exporting.options_of(args))
+    is_detector = session.recipe.Global.task == "detection"
+    make_plan = exporting_detector.detector_plan if is_detector else exporting.classifier_plan
+    tolerance = exporting_detector.TOLERANCE if is_detector else exporter.TOLERANCE
     manifest = exporter.export(
-        plan,
+        make_plan(session, exporting.options_of(args)),
         folder,
         forms,
         overwrite=args.overwrite,
-        tolerance=args.tolerance or exporter.TOLERANCE,
+        tolerance=args.tolerance or tolerance,
+        writers=writers,
     )
-    return report(folder, manifest, time.perf_counter() - start)
+    result = report(folder, manifest, time.perf_counter() - start)
+    return result | ({"int8": quantized} if quantized else {})
 
 
 def report(folder: Path, manifest: Any, seconds: float) -> dict[str, Any]:

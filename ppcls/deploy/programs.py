@@ -20,6 +20,7 @@ import paddle
 from paddle import nn
 from paddle.static import InputSpec
 
+from ppcls.deploy.old_ir import traceable
 from ppcls.utils.errors import JobError
 
 _PIR_FLAG = "FLAGS_enable_pir_api"
@@ -33,7 +34,10 @@ def has_pir() -> bool:
 @contextlib.contextmanager
 def old_ir() -> Iterator[None]:
     """Trace and write in Paddle 2's format inside the block."""
-    with paddle.pir_utils.DygraphOldIrGuard() if has_pir() else contextlib.nullcontext():
+    if not has_pir():
+        yield
+        return
+    with paddle.pir_utils.DygraphOldIrGuard(), traceable():
         yield
 
 
@@ -120,6 +124,12 @@ def save(network: nn.Layer, inputs: Sequence[InputSpec], folder: Path, stem: str
         os.replace(old / f"{stem}.pdiparams", folder / f"{stem}.pdiparams")
     os.replace(old / f"{stem}.pdmodel", folder / f"{stem}.pdmodel")
     shutil.rmtree(old)
+
+
+def save_pir(network: nn.Layer, inputs: Sequence[InputSpec], folder: Path, stem: str) -> None:
+    """Write STEM.json and STEM.pdiparams of the network as it evaluates. Raises JobError."""
+    network.eval()
+    _save(network, inputs, folder / stem)
 
 
 def _save(network: nn.Layer, inputs: Sequence[InputSpec], prefix: Path) -> None:
