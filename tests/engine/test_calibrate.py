@@ -121,6 +121,7 @@ def test_no_calibration_images_is_one_sentence(recipe, tmp_path):
 
 
 def test_a_detector_gets_sizes_and_is_scored_by_its_metric(tmp_path):
+    pytest.importorskip("pycocotools")
     dataset = {"name": "COCODataset", **detection_folders.write_coco(tmp_path)}
     section = {
         "dataset": {**dataset, "transform_ops": detection_folders.TRAIN_OPS},
