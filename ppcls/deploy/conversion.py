@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import ppcls
+from ppcls.deploy.openvino_packages import import_openvino
 from ppcls.utils.errors import JobError, UserError
 
 OPSET = 17  # of ONNX; read by ONNX Runtime from 1.12 and TensorRT from 8.5
@@ -80,9 +81,7 @@ def _write_onnx(source: Path, target: Path) -> None:
 
 
 def _write_openvino(source: Path, target: Path) -> None:
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # a stub takes its place
-    import openvino
-
+    openvino = import_openvino("openvino")
     model = openvino.convert_model(source)
     openvino.save_model(model, target, compress_to_fp16=False)
 

@@ -11,6 +11,7 @@ import contextlib
 import filecmp
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,10 @@ def save_pir(network: nn.Layer, inputs: Sequence[InputSpec], folder: Path, stem:
 
 def _save(network: nn.Layer, inputs: Sequence[InputSpec], prefix: Path) -> None:
     try:
-        paddle.jit.save(network, str(prefix), input_spec=list(inputs))
+        with warnings.catch_warnings():
+            # Of what its own functions do: a `place` that tracing does not have, old attributes.
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"paddle\.")
+            paddle.jit.save(network, str(prefix), input_spec=list(inputs))
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         reason = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise JobError(

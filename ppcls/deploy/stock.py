@@ -39,10 +39,9 @@ def stock_command(folder: Path, manifest: Manifest) -> str | None:
     It prints class ids and what the network gives as scores: probabilities only with softmax. With
     the form "onnx" it runs on Paddle 2.6 and 3 (and needs onnxruntime), without on Paddle 3 alone.
     """
-    if "paddle" not in manifest.forms or manifest.input.dtype != "float32":
-        return None
-    transforms = _translate(manifest.transform_ops)
-    if manifest.task != "classification" or transforms is None:
+    is_its_kind = manifest.task == "classification" and manifest.input.dtype == "float32"
+    transforms = _translate(manifest.transform_ops) if is_its_kind else None
+    if "paddle" not in manifest.forms or transforms is None:
         return None
     batch = manifest.input.shape[0]
     uses_onnx = "onnx" in manifest.forms

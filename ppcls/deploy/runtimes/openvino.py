@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 
+from ppcls.deploy.openvino_packages import import_openvino
 from ppcls.deploy.package import FORMS, Manifest
 from ppcls.deploy.runtimes.base import Options, check_names, input_names, refused
 from ppcls.utils.errors import UserError
+
+openvino = import_openvino("runtime 'openvino'")
 
 DEVICE = "CPU"
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
