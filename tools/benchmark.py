@@ -59,8 +59,6 @@ def take_turns(
     ours: Callable[[], float], reference: Callable[[], float], turns: int
 ) -> list[tuple[float, float]]:
     """Measure both `turns` times, each first in every other turn; the first turn is a warm-up."""
-    if turns < 1:
-        raise UserError(f"--turns: expected 1 or more, got {turns}")
     pairs = []
     for turn in range(turns + 1):
         if turn % 2:
@@ -210,8 +208,14 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    if args.turns < 1:
+        raise UserError(f"--turns: expected 1 or more, got {args.turns}")
+    return CASES[args.case](args)
+
+
 def main(argv: list[str] | None = None) -> int:
-    return run(parser(), lambda args: CASES[args.case](args), argv)
+    return run(parser(), measure, argv)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,51 @@ Runtime runs the result and OpenVINO converts it; paddle2onnx converts no post-p
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import paddle
+from paddle.static import InputSpec
 
 from ppcls.arch.detection.boxes import CENTRE_VARIANCE, SIZE_VARIANCE
 from ppcls.arch.detection.postprocess import PostProcessConfig
+from ppcls.deploy.detector import Detector
 from ppcls.utils.errors import JobError
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# All names of what is added begin so. Quantisation must leave these nodes alone.
-PREFIX = "postprocess/"
+PREFIX = "postprocess/"  # all names of what is added begin so
+# What int8 must leave alone, as arguments of `nncf.IgnoredScope`: post-processing, and the length
+# of a vector in L2Norm, whose sum of squares would be one of 256 steps.
+INT8_IGNORED = {
+    "patterns": [f"^{PREFIX}.*"],
+    "types": ["Multiply", "Power", "ReduceSum", "Sqrt", "Divide"],
+}
+
+
+def write_onnx(
+    detector: Detector, image: InputSpec, target: Path, convert: Callable[[Path, Path], None]
+) -> None:
+    """Write `detector` as ONNX to `target`.
+
+    image: the network's input. convert: writes its second argument, an ONNX file, from the Paddle
+    files PREFIX.json and PREFIX.pdiparams, the first being PREFIX.
+    """
+    import onnx
+
+    detector.eval()
+    with tempfile.TemporaryDirectory(prefix="detector-") as folder:
+        prefix, network = Path(folder) / "network", Path(folder) / "network.onnx"
+        paddle.jit.save(detector.network, str(prefix), input_spec=[image])
+        convert(prefix, network)
+        model = onnx.load(str(network))
+    post = detector.post
+    model = append_postprocess(model, detector.priors.numpy(), post.class_num, post.config)
+    onnx.save(model, str(target))
 
 
 def append_postprocess(
