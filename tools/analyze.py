@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import _bootstrap  # noqa: F401
-from benchmark import machine as machine_facts
-from benchmark import versions
+from _benchmark.measure import machine as machine_facts
+from _benchmark.measure import versions
 
 from ppcls.utils import runtime
 from ppcls.utils.cli import make_parser, run

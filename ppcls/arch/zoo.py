@@ -67,6 +67,17 @@ def builders() -> dict[str, Callable]:
     }
 
 
+def wheel_builder(name: str) -> Callable:
+    """Return the wheel's own builder of a network, also of those this project has too.
+
+    Raises UserError without `paddleclas`, or for a name it does not know.
+    """
+    builder = getattr(_wheel().backbone, name, None)
+    if not callable(builder):
+        raise UserError(f"PaddleClas's zoo: expected a network, found none called {name!r}")
+    return builder
+
+
 def register() -> None:
     """Put this project's classifiers into PaddleClas, in place of its own of the same name.
 

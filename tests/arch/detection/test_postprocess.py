@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import _postprocess_loops as loops
 import numpy as np
 import paddle
 import pytest
+from _benchmark import postprocess_loops as loops
 from paddle.static import InputSpec
 
 from ppcls.arch.detection.boxes import decode

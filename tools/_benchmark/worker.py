@@ -1,0 +1,183 @@
+"""One contestant of the case `infer` in a process of its own.
+
+    python worker.py JSON-DESCRIPTION
+
+Its own process gives it the environment it would have alone, and its peak memory. It reads lines
+from standard input: a number runs the network so many times and answers with a JSON list of
+milliseconds; `end` answers with the peak memory in bytes and ends. Before the first line it says
+that it is ready.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+Run = Callable[[np.ndarray], Any]
+
+
+def open_export(spec: dict[str, Any]) -> Run:
+    """A form of an export folder, through this project's runtimes."""
+    from ppcls.deploy.package import read_manifest
+    from ppcls.deploy.runtimes import open_runtime
+
+    folder = Path(spec["folder"])
+    opened = open_runtime(
+        folder,
+        read_manifest(folder),
+        spec["form"],
+        threads=spec["threads"],
+        precision=spec["precision"],
+    )
+    return lambda x: opened.run([x])
+
+
+def open_dygraph(spec: dict[str, Any]) -> Run:
+    """This project's network, as it is built."""
+    from ppcls.utils.runtime import import_paddle
+
+    import_paddle()
+    from ppcls.arch import create_model
+
+    return _dygraph(create_model(spec["network"]))
+
+
+def open_wheel(spec: dict[str, Any]) -> Run:
+    """The network of PaddleClas's wheel, in the process as the wheel starts it."""
+    from ppcls.arch import zoo
+
+    return _dygraph(zoo.wheel_builder(spec["network"])())
+
+
+def _dygraph(model: Any) -> Run:
+    import paddle
+
+    model.eval()
+
+    def run(x: np.ndarray) -> np.ndarray:
+        with paddle.no_grad():
+            return model(paddle.to_tensor(x)).numpy()
+
+    return run
+
+
+def open_paddle(spec: dict[str, Any]) -> Run:
+    """A program of Paddle's in Paddle Inference with oneDNN, as PaddleClas's predictor sets it."""
+    from paddle import inference
+
+    config = inference.Config(spec["program"], spec["weights"])
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.enable_mkldnn()
+    config.set_mkldnn_cache_capacity(10)
+    config.set_cpu_math_library_num_threads(spec["threads"])
+    predictor = inference.create_predictor(config)
+    source = predictor.get_input_handle(predictor.get_input_names()[0])
+    target = predictor.get_output_handle(predictor.get_output_names()[0])
+
+    def run(x: np.ndarray) -> np.ndarray:
+        source.copy_from_cpu(x)
+        predictor.run()
+        return target.copy_to_cpu()
+
+    return run
+
+
+def open_torch(spec: dict[str, Any]) -> Run:
+    """The twin in PyTorch, eager."""
+    import torch
+
+    from _benchmark.torch_twin import build
+    from ppcls.arch.backbone.hardnet_plan import VARIANTS
+
+    torch.set_num_threads(spec["threads"])
+    model = build(VARIANTS[spec["network"]]).eval()
+
+    def run(x: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.from_numpy(x)).numpy()
+
+    return run
+
+
+def open_onnx(spec: dict[str, Any]) -> Run:
+    """An ONNX file in ONNX Runtime with its own defaults but for the threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = spec["threads"]
+    session = onnxruntime.InferenceSession(spec["path"], options, ["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x})
+
+
+def open_openvino(spec: dict[str, Any]) -> Run:
+    """An ONNX file in OpenVINO, in float32."""
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": spec["threads"],
+    }
+    core = openvino.Core()
+    model = core.read_model(spec["path"])
+    model.reshape(spec["shape"])  # the best case: one size
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    return lambda x: request.infer([x], share_inputs=True)
+
+
+OPENERS: dict[str, Callable[[dict[str, Any]], Run]] = {
+    "export": open_export,
+    "dygraph": open_dygraph,
+    "wheel": open_wheel,
+    "paddle": open_paddle,
+    "torch": open_torch,
+    "onnx": open_onnx,
+    "openvino": open_openvino,
+}
+
+
+def peak_bytes() -> int | None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def main() -> int:
+    # Libraries print what they like; the answers have the pipe for themselves.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    spec = json.loads(sys.argv[1])
+    run = OPENERS[spec["kind"]](spec)
+    x = np.random.default_rng(0).standard_normal(spec["shape"]).astype(np.float32)
+    for _ in range(spec["warmup"]):
+        run(x)
+    print(json.dumps("ready"), file=answers)
+    for line in sys.stdin:
+        if line.strip() == "end":
+            break
+        times = []
+        for _ in range(int(line)):
+            start = time.perf_counter()
+            run(x)
+            times.append(1000 * (time.perf_counter() - start))
+        print(json.dumps(times), file=answers)
+    print(json.dumps(peak_bytes()), file=answers)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
