@@ -3,6 +3,8 @@
 import benchmark
 import numpy as np
 import pytest
+from _benchmark import measure, postprocess
+from _benchmark.infer import Case, Contestant, compare, markdown
 
 from ppcls.utils.errors import JobError
 
@@ -10,8 +12,10 @@ from ppcls.utils.errors import JobError
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["save"], "-c: expected the recipe to train by, got none"),
         (["postprocess", "--turns", "0"], "--turns: expected 1 or more, got 0"),
+        (["infer", "--runs", "0"], "--runs: expected 1 or more, got 0"),
+        (["infer", "--arch", "HarDNet86"], "--arch: expected one of HarDNet39_ds, "),
+        (["infer", "--size", "224", "0"], "--size: expected numbers from 1, got [224, 0]"),
     ],
 )
 def test_mistakes(arguments, line, capsys):
@@ -19,14 +23,54 @@ def test_mistakes(arguments, line, capsys):
     assert line in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["save"], "the following arguments are required: -c/--config"),
+        (["sav"], "argument case: invalid choice: 'sav'"),
+        ([], "the following arguments are required: case"),
+    ],
+)
+def test_what_the_command_line_lacks(arguments, line, capsys):
+    with pytest.raises(SystemExit) as end:
+        benchmark.main(arguments)
+    assert end.value.code == 2
+    assert line in capsys.readouterr().err
+
+
+def contestant(name, is_ours, *medians, precision="float32"):
+    turns = [[median] * 3 for median in medians]
+    return Contestant(name, is_ours, precision, {}, file_bytes=2_000_000, turns=turns)
+
+
+def test_ratios_are_those_of_turns_against_each_reference():
+    case = Case("HarDNet68", 2, 224)
+    sides = [
+        contestant("dygraph", True, 50, 50, 50),
+        contestant("openvino", True, 10, 20, 10),
+        contestant("openvino-int8", True, 5, 5, 5, precision="int8"),
+        contestant("wheel", False, 40, 40, 40),
+        contestant("ONNX", False, 12, 12, 12),
+    ]
+    rows = list(compare(case, sides))
+    assert [(r["ours"], r["reference"], round(r["ratio"], 6)) for r in rows] == [
+        ("openvino", "wheel", 4.0),
+        ("openvino", "ONNX", 1.2),
+        ("openvino", "ONNX (the fastest reference)", 1.2),
+        ("openvino-int8", "openvino (the fastest in float32)", 2.0),
+    ]
+    table = markdown([side.result(case) for side in sides]).splitlines()
+    assert len(table) == 7 and "**openvino-int8**" in table[2] and " 400.0 " in table[2]
+
+
 def test_a_ratio_above_1_is_ours(capsys):
-    entry = benchmark.row("case", ("ours", "theirs"), "images/s", [(2.0, 1.0), (3.0, 1.0)])
+    entry = measure.row("case", ("ours", "theirs"), "images/s", [(2.0, 1.0), (3.0, 1.0)])
     assert (entry["ours_value"], entry["reference_value"], entry["ratio"]) == (2.5, 1.0, 2.5)
 
 
 def test_other_detections_are_no_result():
     rows = np.array([[1, 0.5, 0, 0, 9, 9]], "float32")
-    benchmark._check_same("case", rows, rows + np.float32(1e-7))
+    postprocess._check_same("case", rows, rows + np.float32(1e-7))
     for other in (rows[:0], rows + np.float32(1e-2)):
         with pytest.raises(JobError, match="case: expected the loop's"):
-            benchmark._check_same("case", rows, other)
+            postprocess._check_same("case", rows, other)

@@ -11,7 +11,6 @@ import importlib.metadata
 import logging
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from paddle.static import InputSpec
 
 from ppcls.deploy import conversion, programs
 from ppcls.deploy.detector import Detector
-from ppcls.deploy.detector_onnx import append_postprocess
+from ppcls.deploy.detector_onnx import write_onnx
 from ppcls.deploy.package import FORMS, LABELS, MANIFEST, Manifest, write_manifest
 from ppcls.deploy.verify import Check, Compare, compare_outputs, worst_difference
 from ppcls.utils.errors import JobError, UserError, did_you_mean
@@ -73,23 +72,9 @@ def _write_paddle(folder: Path, plan: Plan) -> None:
 def _write_onnx(folder: Path, plan: Plan) -> None:
     target = folder / f"{STEM}.onnx"
     if isinstance(plan.layer, Detector):
-        _write_detector_onnx(folder, plan, plan.layer, target)
+        write_onnx(plan.layer, plan.inputs[0], target, conversion.paddle_to_onnx)
     else:
         conversion.paddle_to_onnx(folder / STEM, target)
-
-
-def _write_detector_onnx(folder: Path, plan: Plan, detector: Detector, target: Path) -> None:
-    """ONNX has no operator for Paddle's suppression: the network alone is converted."""
-    import onnx
-
-    image = plan.inputs[0]
-    with tempfile.TemporaryDirectory(prefix=".network-", dir=folder) as scratch:
-        programs.save_pir(detector.network, [image], Path(scratch), STEM)
-        conversion.paddle_to_onnx(Path(scratch) / STEM, Path(scratch) / target.name)
-        network = onnx.load(Path(scratch) / target.name)
-    post = detector.post
-    whole = append_postprocess(network, detector.priors.numpy(), post.class_num, post.config)
-    onnx.save(whole, target)
 
 
 def _write_openvino(folder: Path, plan: Plan) -> None:

@@ -127,12 +127,6 @@ def save(network: nn.Layer, inputs: Sequence[InputSpec], folder: Path, stem: str
     shutil.rmtree(old)
 
 
-def save_pir(network: nn.Layer, inputs: Sequence[InputSpec], folder: Path, stem: str) -> None:
-    """Write STEM.json and STEM.pdiparams of the network as it evaluates. Raises JobError."""
-    network.eval()
-    _save(network, inputs, folder / stem)
-
-
 def _save(network: nn.Layer, inputs: Sequence[InputSpec], prefix: Path) -> None:
     try:
         with warnings.catch_warnings():
