@@ -52,7 +52,7 @@ def test_an_export(workspace, weights):
         (["--tolerance", "nan"], "--tolerance: expected a number above 0"),
         (["-o", "Arch.class_num=11", "Infer.PostProcess.class_id_map_file=null"], "11"),
         (["-o", "Global.image_shape=[3,64,64]"], "Global.image_shape: expected the shape"),
-        (["-o", "Global.task=detection"], "Global.task"),
+        (["-o", "Global.task=detection"], "transform_ops[1]: ResizeImage would move the image"),
         (["-o", "Global.save_inference_dir=dataset"], "type --overwrite"),
         (["--overwrite", "-o", "Global.save_inference_dir=dataset"], "nothing but an export"),
     ],
