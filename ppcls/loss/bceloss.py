@@ -12,6 +12,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from ppcls.loss.celoss import check_arguments
 from ppcls.loss.combined import LOSSES
 
 
@@ -35,14 +36,11 @@ class BCELoss(nn.Layer):
         reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
         super().__init__()
-        if not 0 <= epsilon < 1:
-            raise ValueError(f"epsilon: expected a number in [0, 1), got {epsilon!r}")
+        check_arguments(epsilon, reduction)
         if target_threshold is not None and not 0 <= target_threshold < 1:
             raise ValueError(
                 f"target_threshold: expected a number in [0, 1) or null, got {target_threshold!r}"
             )
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
         self.epsilon = epsilon
         self.target_threshold = target_threshold
         self.reduction = reduction

@@ -16,6 +16,14 @@ from paddle import Tensor, nn
 from ppcls.loss.combined import LOSSES
 
 
+def check_arguments(epsilon: float, reduction: str) -> None:
+    """Raise ValueError for a smoothing outside [0, 1), or an unknown reduction."""
+    if not 0 <= epsilon < 1:
+        raise ValueError(f"epsilon: expected a number in [0, 1), got {epsilon!r}")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
+
+
 @LOSSES.register()
 class CELoss(nn.Layer):
     """Softmax cross-entropy.
@@ -31,11 +39,8 @@ class CELoss(nn.Layer):
         self, epsilon: float | None = None, reduction: Literal["mean", "sum"] = "mean"
     ) -> None:
         super().__init__()
-        if epsilon is not None and not 0 <= epsilon < 1:
-            raise ValueError(f"epsilon: expected a number in [0, 1), got {epsilon!r}")
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
         self.epsilon = epsilon or 0.0
+        check_arguments(self.epsilon, reduction)
         self.reduction = reduction
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
