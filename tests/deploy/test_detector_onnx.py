@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import _postprocess_loops as loops
 import numpy as np
 import paddle
 import pytest
+from _benchmark import postprocess_loops as loops
 
 from ppcls.arch.detection.postprocess import COCO, VOC, PostProcess
 from ppcls.deploy.detector import worst_difference
