@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ppcls.deploy.compiled import CompiledModel
 from ppcls.deploy.openvino_packages import import_openvino
 from ppcls.deploy.package import FORMS
 from ppcls.utils.errors import JobError
@@ -111,8 +112,4 @@ def _load_onnx(path: Path) -> Callable[[Arrays], Arrays]:
 
 
 def _load_openvino(path: Path) -> Callable[[Arrays], Arrays]:
-    openvino = import_openvino("openvino")
-    # The processor's own lower precision (bfloat16) would be chosen by itself where there is one.
-    hints = {"INFERENCE_PRECISION_HINT": "f32"}
-    model = openvino.Core().compile_model(path, "CPU", hints)
-    return lambda inputs: [np.array(value) for value in model(inputs).values()]
+    return CompiledModel(import_openvino("openvino").Core().read_model(path)).infer

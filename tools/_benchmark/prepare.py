@@ -18,7 +18,6 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
-
 CLASSES = 1000
 COMPARISON = "ResNet50"
 
@@ -134,12 +133,12 @@ def left_out(wanted: list[str]) -> dict[str, str]:
 
 
 def main(argv: list[str]) -> int:
-    folder, network, size, wanted = Path(argv[0]), argv[1], int(argv[2]), argv[3:]
     from ppcls.utils.runtime import import_paddle
 
     import_paddle()
     from ppcls.deploy.package import read_manifest
 
+    folder, network, size, wanted = Path(argv[0]), argv[1], int(argv[2]), argv[3:]
     folder.mkdir(parents=True, exist_ok=True)
     without = left_out(wanted)
     made = {name: name in wanted and name not in without for name in wanted}
