@@ -82,5 +82,7 @@ lint
 [ "$old_paddle" != true ] || smoke_test_old_paddle
 say "== pytest"
 # One thread for each of the workers: sums then do not depend on the machine, and cores are shared.
+# A worker that crashes ends the run: xdist can wait for ever for the tests it had.
 PPCLS_NUM_THREADS=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --dist loadfile \
+    --max-worker-restart 0 \
     ${arguments[@]+"${arguments[@]}"}

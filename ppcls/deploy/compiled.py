@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ppcls.deploy.openvino_packages import import_openvino
+from ppcls.deploy.openvino_packages import openvino_core
 
 INPUTS = ("image", "image_sizes")  # see `ppcls.deploy.package.Manifest`
 
@@ -19,9 +19,8 @@ class CompiledModel:
     """
 
     def __init__(self, model: Any) -> None:
-        core = import_openvino("openvino").Core()
         settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        self._compiled = core.compile_model(model, "CPU", settings)
+        self._compiled = openvino_core().compile_model(model, "CPU", settings)
         self._batch = fixed_batch(model)
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
 import sys
 import warnings
 from types import ModuleType
+from typing import Any
 
 from ppcls.utils.errors import UserError
 
@@ -18,6 +20,17 @@ def import_openvino(needed_by: str) -> ModuleType:
     needed_by: what the user asked for, to begin the error with.
     """
     return _import("openvino", needed_by)
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """Return the process's one `openvino.Core`, which is never destroyed.
+
+    The first model compiled through a core gives the calling thread a signal stack that belongs to
+    the core. When the last reference to it goes in another thread, that stack is unmapped and stays
+    in use: the next signal with a handler ends the process (seen in OpenVINO 2026.4).
+    """
+    return import_openvino("openvino").Core()
 
 
 def import_nncf(needed_by: str) -> ModuleType:

@@ -23,7 +23,7 @@ import numpy as np
 from ppcls.deploy import sensitivity
 from ppcls.deploy.compiled import CompiledModel, filled_up, fixed_batch, name_inputs
 from ppcls.deploy.nncf_run import QuantizeConfig, Ranges, run_nncf
-from ppcls.deploy.openvino_packages import import_openvino
+from ppcls.deploy.openvino_packages import import_openvino, openvino_core
 from ppcls.deploy.package import FORMS, Manifest
 from ppcls.deploy.sensitivity import Sensitivity
 from ppcls.utils.errors import DataError, JobError, UserError
@@ -106,7 +106,8 @@ def quantize(
     if not 0 <= max_drop < math.inf:
         raise UserError(f"max_drop: expected a number from 0, got {max_drop}")
     if isinstance(model, (str, Path)):
-        model = import_openvino(FORM).Core().read_model(model)
+        import_openvino(FORM)
+        model = openvino_core().read_model(model)
     job = _Job(model, _collect(calibration, config.subset_size, model), evaluate, config)
     float_score = _checked_score(evaluate(CompiledModel(model)), "float")
     logger.info("int8: score %.5f in float; to lose at most %g", float_score, max_drop)

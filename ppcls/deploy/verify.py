@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppcls.deploy.compiled import CompiledModel
-from ppcls.deploy.openvino_packages import import_openvino
+from ppcls.deploy.openvino_packages import openvino_core
 from ppcls.deploy.package import FORMS
 from ppcls.utils.errors import JobError
 
@@ -112,4 +112,4 @@ def _load_onnx(path: Path) -> Callable[[Arrays], Arrays]:
 
 
 def _load_openvino(path: Path) -> Callable[[Arrays], Arrays]:
-    return CompiledModel(import_openvino("openvino").Core().read_model(path)).infer
+    return CompiledModel(openvino_core().read_model(path)).infer

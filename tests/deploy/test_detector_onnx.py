@@ -12,6 +12,7 @@ from _benchmark import postprocess_loops as loops
 from ppcls.arch.detection.postprocess import COCO, VOC, PostProcess
 from ppcls.deploy.detector import worst_difference
 from ppcls.deploy.detector_onnx import PREFIX, append_postprocess
+from ppcls.deploy.openvino_packages import openvino_core
 from ppcls.utils.errors import JobError
 
 onnx = pytest.importorskip("onnx")
@@ -38,9 +39,9 @@ def run_onnx(path, inputs):
 
 
 def run_openvino(path, inputs):
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(path), "CPU", hints)
+    compiled = openvino_core().compile_model(str(path), "CPU", hints)
     return [np.array(value) for value in compiled(inputs).values()]
 
 

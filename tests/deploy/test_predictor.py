@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import textwrap
 import threading
 
 import numpy as np
@@ -18,6 +19,7 @@ from ppcls.arch.detection.postprocess import PostProcess, PostProcessConfig
 from ppcls.arch.detection.ssd import SSD
 from ppcls.arch.detection.ssd_plan import SSDSpec
 from ppcls.deploy import Predictor, runtimes
+from ppcls.deploy.openvino_packages import openvino_core
 from ppcls.deploy.package import InputSpec, read_manifest, write_manifest
 from ppcls.utils.errors import DataError, JobError, UserError
 
@@ -282,7 +284,7 @@ def test_openvino_computes_in_float32_unless_told(folder):
     manifest = read_manifest(folder)
     loaded = runtimes.open_runtime(folder, manifest, "openvino", threads=1)
     assert loaded.model.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         loaded = runtimes.open_runtime(folder, manifest, "openvino", precision="bfloat16")
         assert loaded.model.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.bf16
     else:
@@ -442,3 +444,22 @@ def test_other_runtimes_do_without_paddle(folder):
         "assert len(result['class_ids']) == 3\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signal stacks as Linux keeps them")
+def test_a_signal_is_survived_after_a_predictor_went_in_another_thread(folder):
+    pytest.importorskip("openvino")
+    code = f"""
+        import os, signal, threading, numpy
+        from ppcls.deploy import Predictor
+        held = [Predictor({str(folder)!r}, "openvino")]
+        held[0].predict(numpy.zeros((9, 9, 3), "uint8"))
+        thread = threading.Thread(target=held.clear)
+        thread.start()
+        thread.join()
+        caught = []
+        signal.signal(signal.SIGCHLD, lambda number, frame: caught.append(number))
+        os.kill(os.getpid(), signal.SIGCHLD)
+        assert caught == [signal.SIGCHLD]
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)

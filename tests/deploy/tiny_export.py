@@ -11,6 +11,7 @@ from paddle import nn
 
 from ppcls.arch.backbone.hardnet import HarDNet
 from ppcls.arch.backbone.hardnet_plan import HarDNetSpec, Stage
+from ppcls.deploy.openvino_packages import openvino_core
 from ppcls.deploy.package import InputSpec, Manifest, write_manifest
 
 SIZE = 32
@@ -127,7 +128,7 @@ def write_export(
         if form in forms:
             import openvino
 
-            model = openvino.Core().read_model(folder / "inference.onnx")
+            model = openvino_core().read_model(folder / "inference.onnx")
             openvino.save_model(model, folder / name, compress_to_fp16=False)
     write_manifest(folder, manifest, forms)
     return folder

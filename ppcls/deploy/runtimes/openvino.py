@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ppcls.deploy.openvino_packages import import_openvino
+from ppcls.deploy.openvino_packages import import_openvino, openvino_core
 from ppcls.deploy.package import FORMS, Manifest
 from ppcls.deploy.runtimes.base import Options, check_names, input_names, refused
 from ppcls.utils.errors import UserError
@@ -46,7 +46,7 @@ class OpenVINORuntime:
 def load(folder: Path, manifest: Manifest, form: str, options: Options) -> OpenVINORuntime:
     """Compile a form's model. Raises UserError for a file or a precision that cannot be used."""
     path, names = folder / FORMS[form][0], input_names(manifest)
-    core = openvino.Core()
+    core = openvino_core()
     if options.precision == "bfloat16":
         _require_bfloat16(core)
     try:
