@@ -112,7 +112,7 @@ def save(network: nn.Layer, inputs: Sequence[InputSpec], folder: Path, stem: str
     old.mkdir()
     with old_ir():
         _save(network, inputs, old / stem)
-    _forget_paths(old / f"{stem}.pdmodel")
+    _tidy(old / f"{stem}.pdmodel")
     if has_pir():
         _save(network, inputs, folder / stem)
         weights = f"{stem}.pdiparams"
@@ -141,11 +141,50 @@ def _save(network: nn.Layer, inputs: Sequence[InputSpec], prefix: Path) -> None:
         ) from error
 
 
-def _forget_paths(path: Path) -> None:
-    """Take the places in this machine's source files out of a `.pdmodel`."""
+def _tidy(path: Path) -> None:
+    """Take out of a `.pdmodel` the places in this machine's source files, and reshaped biases."""
     program = paddle.base.core.ProgramDesc(path.read_bytes())
     for block in map(program.block, range(program.num_blocks())):
         for op in map(block.op, range(block.op_size())):
             if op.has_attr("op_callstack"):
                 op.remove_attr("op_callstack")
+        _add_biases_along_channels(block)
     path.write_bytes(program.serialize_to_string())
+
+
+def _add_biases_along_channels(block: Any) -> None:
+    """Let additions take a bias of [C] as it is, along axis 1, where tracing reshaped it.
+
+    The sums are the same. Paddle Inference knows a convolution with bias by this form alone; in the
+    other it would neither fuse the two nor the activation behind them.
+    """
+    ops = [block.op(index) for index in range(block.op_size())]
+    reshapes = {}
+    for index, op in enumerate(ops):
+        if op.type() == "reshape2" and _gives_channels(op, block):
+            reshapes[op.output("Out")[0]] = index
+    readers: dict[str, list[Any]] = {name: [] for name in reshapes}
+    for op in ops:
+        for name in readers.keys() & set(op.input_arg_names()):
+            readers[name].append(op)
+    spare = []
+    for name, index in reshapes.items():
+        if all(op.type() == "elementwise_add" and op.input("Y") == [name] for op in readers[name]):
+            for op in readers[name]:
+                op.set_input("Y", ops[index].input("X"))
+                op._set_attr("axis", 1)
+            spare.append(index)
+    for index in reversed(spare):
+        block._remove_op(index, index + 1)
+
+
+def _gives_channels(reshape: Any, block: Any) -> bool:
+    """Whether an operation reshapes a stored array [C] to [1, C, 1, 1]."""
+    source = block.find_var(reshape.input("X")[0].encode())
+    shape = list(reshape.attr("shape"))
+    return (
+        source is not None
+        and source.persistable()
+        and len(source.shape()) == 1
+        and shape == [1, source.shape()[0], 1, 1]
+    )

@@ -68,6 +68,22 @@ def test_the_files_do_not_name_places_on_this_machine(exported):
         assert here not in path.read_bytes() and b"site-packages" not in path.read_bytes(), path
 
 
+def test_convolutions_have_the_bias_that_paddle_inference_fuses(exported):
+    program = paddle.base.core.ProgramDesc((exported / "inference.pdmodel").read_bytes())
+    block = program.block(0)
+    ops = [block.op(index) for index in range(block.op_size())]
+    written_by = {name: op.type() for op in ops for name in op.output_arg_names()}
+    kinds = {"conv2d", "depthwise_conv2d"}
+    biases = [
+        op
+        for op in ops
+        if op.type() == "elementwise_add" and written_by.get(op.input("X")[0]) in kinds
+    ]
+    assert len(biases) == sum(op.type() in kinds for op in ops) > 0
+    for op in biases:
+        assert op.attr("axis") == 1 and op.input("Y")[0] not in written_by
+
+
 def test_a_missing_file_and_an_altered_one(exported, tmp_path):
     folder = Path(shutil.copytree(exported, tmp_path / "copy"))
     manifest = read_manifest(folder)
