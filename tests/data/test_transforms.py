@@ -182,6 +182,13 @@ def test_resize_can_hand_on_a_pil_image():
     assert np.array_equal(steps(image, rng), expected[4:36, 8:40])
 
 
+@pytest.mark.parametrize("backend", ["cv2", "pil"])
+def test_an_image_too_long_to_be_scaled(backend):
+    image = np.zeros((1, 60_000, 3), np.uint8)
+    with pytest.raises(ValueError, match="scaled to 256, got 15360000x256 of an image of 60000x1"):
+        apply("ResizeImage", image, resize_short=256, backend=backend)
+
+
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_crop_paddleclas(width, height):
     image = picture(width, height)

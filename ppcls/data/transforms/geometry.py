@@ -89,6 +89,8 @@ class ResizeImage:
         resize_short: pixels of the shorter side. The longer side keeps the proportions: rounded
             (style paddleclas) or cut (style torchvision) to a whole pixel.
         return_numpy: false gives a PIL image with backend pil; the next transform takes either.
+
+    Raises ValueError for an image that would have more than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
 
     def __init__(
@@ -110,7 +112,14 @@ class ResizeImage:
 
     def __call__(self, image: Any, rng: np.random.Generator) -> np.ndarray | Image.Image:
         height, width = as_array(image).shape[:2]
-        resized = self.resize(image, self.target(width, height), rng)
+        target = self.target(width, height)
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and target[0] * target[1] > limit:
+            raise ValueError(
+                f"expected at most {limit} pixels once the shorter side is scaled to {self.short}, "
+                f"got {target[0]}x{target[1]} of an image of {width}x{height}"
+            )
+        resized = self.resize(image, target, rng)
         return as_pil(resized) if self.as_pil else resized
 
     def target(self, width: int, height: int) -> tuple[int, int]:
