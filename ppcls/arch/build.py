@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,8 +15,10 @@ from ppcls.arch import zoo
 from ppcls.arch.backbone import hardnet  # noqa: F401  registers the classifiers
 from ppcls.arch.detection import ssd  # noqa: F401  registers the detectors
 from ppcls.arch.registry import ARCHITECTURES, canonical_name, unknown_architecture
-from ppcls.utils import schema
+from ppcls.utils import distributed, schema
 from ppcls.utils.errors import ConfigError
+
+logger = logging.getLogger("ppcls")
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -65,18 +68,30 @@ def create_model(name: str, **kwargs: Any) -> nn.Layer:
 def build_model(config: Mapping[str, Any]) -> nn.Layer:
     """Build the network of a configuration `{"Arch": {"name": ..., "class_num": ...}, ...}`.
 
-    Keys of `Arch` are the builder's arguments; `use_sync_bn: True` converts batch norm to
-    synchronised batch norm. Raises ConfigError for an unknown name, key or value.
+    Keys of `Arch` are the builder's arguments; `use_sync_bn: True` computes batch norm over all
+    processes. Raises ConfigError for an unknown name, key or value.
     """
     section = config.get("Arch")
     if not isinstance(section, Mapping) or "name" not in section:
         raise ConfigError(f"Arch: expected a mapping with a 'name', got {section!r}")
     params = {k: v for k, v in section.items() if k not in ("name", "use_sync_bn")}
     use_sync_bn = schema.coerce(section.get("use_sync_bn", False), bool, "Arch.use_sync_bn")
-    if use_sync_bn and paddle.device.get_device().startswith("cpu"):
-        raise ConfigError(
-            "Arch.use_sync_bn: expected False on a CPU, where Paddle has no synchronised batch "
-            "norm, got True"
-        )
     model = _build(section["name"], params, "Arch")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if use_sync_bn else model
+    return _synchronise(model) if use_sync_bn else model
+
+
+def _synchronise(model: nn.Layer) -> nn.Layer:
+    """Convert batch norm to synchronised batch norm; the state-dict keys stay.
+
+    One process on a CPU keeps batch norm, which then is the same, and the log says so. Raises
+    ConfigError for several, where it is not.
+    """
+    if not paddle.device.get_device().startswith("cpu"):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if distributed.world_size() > 1:
+        raise ConfigError(
+            "Arch.use_sync_bn: expected False for several processes on CPUs, where Paddle has no "
+            "synchronised batch norm, got True"
+        )
+    logger.info("Arch.use_sync_bn: one process on a CPU, batch norm sees every image already")
+    return model

@@ -366,9 +366,20 @@ def test_sync_batch_norm_keeps_the_keys():
     copy_of(plain, model)
 
 
-def test_sync_batch_norm_needs_a_gpu():
-    config = {"Arch": {"name": "HarDNet39_ds", "use_sync_bn": True}}
-    with pytest.raises(ConfigError, match="Arch.use_sync_bn: expected False on a CPU"):
+def test_sync_batch_norm_on_cpus(monkeypatch, caplog):
+    """One process already sees every image of a batch; several cannot be synchronised."""
+    section = {"name": "HarDNet39_ds", "class_num": 5}
+    config = {"Arch": {**section, "use_sync_bn": True}}
+    paddle.seed(0)
+    plain = build_model({"Arch": section})
+    paddle.seed(0)
+    model = build_model(config)
+    assert "Arch.use_sync_bn: one process on a CPU" in caplog.text
+    assert list(model.state_dict()) == list(plain.state_dict())
+    x = images(2, 3, 32, 32)
+    np.testing.assert_array_equal(model.forward_features(x), plain.forward_features(x))
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    with pytest.raises(ConfigError, match="Arch.use_sync_bn: expected False for several processes"):
         build_model(config)
 
 
