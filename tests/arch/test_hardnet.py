@@ -272,6 +272,33 @@ def test_nhwc_computes_the_same(name):
         np.testing.assert_allclose(transposed, wanted.numpy(), rtol=0, atol=5e-3)
 
 
+@pytest.mark.parametrize("name", ["HarDNet39_ds", "HarDNet68"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-2), ("float64", 1e-11)])
+def test_nhwc_trains_the_same(name, dtype, tolerance):
+    """Gradients against the largest of them all: some are zero but for rounding, and in float32
+    rounding moves a few activations over the edges of ReLU6.
+    """
+    source = oracle.fill(create_model(name, class_num=5))
+    gradients, statistics = [], []
+    for data_format in ("NCHW", "NHWC"):
+        model = create_model(name, class_num=5, dropout=0.0, data_format=data_format)
+        copy_of(source, model).to(dtype=dtype)
+        x, label = images(4, 3, 64, 64).astype(dtype), paddle.to_tensor([0, 1, 2, 3])
+        nn.functional.cross_entropy(model(x), label).backward()
+        gradients.append({key: p.grad.numpy() for key, p in trainable(model).items()})
+        assert {g.dtype for g in gradients[-1].values()} == {np.dtype(dtype)}
+        statistics.append({k: t.numpy() for k, t in model.state_dict().items() if "._" in k})
+    largest = max(np.abs(gradient).max() for gradient in gradients[0].values())
+    for key, wanted in gradients[0].items():
+        np.testing.assert_allclose(
+            gradients[1][key], wanted, rtol=0, atol=tolerance * largest, err_msg=key
+        )
+    for key, wanted in statistics[0].items():
+        np.testing.assert_allclose(
+            statistics[1][key], wanted, rtol=tolerance, atol=tolerance, err_msg=key
+        )
+
+
 def test_other_input_channels():
     model = create_model("HarDNet39_ds", class_num=2, in_channels=1)
     model.eval()

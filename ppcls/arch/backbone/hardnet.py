@@ -18,7 +18,7 @@ from typing import Literal
 import paddle
 from paddle import nn
 
-from ppcls.arch.backbone.hardnet_block import CHANNEL_AXIS, HarDBlock, make_unit
+from ppcls.arch.backbone.hardnet_block import CHANNEL_AXIS, HarDBlock, channels_last, make_unit
 from ppcls.arch.backbone.hardnet_plan import (
     VARIANTS,
     BlockUnit,
@@ -182,7 +182,7 @@ class HarDNet(nn.Layer):
         if paddle.in_dynamic_mode():
             self._check_input(shape, is_last)
         if self.data_format == "NHWC" and not is_last:
-            return paddle.transpose(x, [0, 2, 3, 1])
+            return channels_last(x)
         return x
 
     def _check_input(self, shape: list[int], is_last: bool) -> None:

@@ -80,6 +80,11 @@ class DepthwiseConvBN(nn.Layer):
         return self.norm(self.dwconv(x))
 
 
+def channels_last(x: paddle.Tensor) -> paddle.Tensor:
+    """Transpose [N, C, H, W] to [N, H, W, C]."""
+    return paddle.transpose(x, [0, 2, 3, 1])
+
+
 def batch_norm(channels: int, data_format: str) -> nn.BatchNorm2D:
     """Batch norm as every HarDNet has it (momentum in Paddle's sense: kept of the old value)."""
     return nn.BatchNorm2D(channels, momentum=0.9, epsilon=1e-5, data_format=data_format)

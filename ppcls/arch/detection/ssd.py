@@ -16,12 +16,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from ppcls.arch.backbone.hardnet_block import ConvBNAct, batch_norm, make_unit
+from ppcls.arch.backbone.hardnet_block import (
+    CHANNEL_AXIS,
+    ConvBNAct,
+    batch_norm,
+    channels_last,
+    make_unit,
+)
 from ppcls.arch.backbone.hardnet_plan import ConvUnit, plan_units
 from ppcls.arch.detection.priors import PRIORS, PriorStyle, prior_boxes
 from ppcls.arch.detection.ssd_plan import (
@@ -50,6 +57,7 @@ class SSD(nn.Layer):
         size: side of the square input, 300 or 512 pixels.
         class_num: classes including the background, which is class 0 (81 for COCO, 21 for VOC).
         priors: which sizes the prior boxes have, "coco" or "voc".
+        data_format: layout the network computes in; images are [N, 3, size, size] in both.
         recompute: trade time for memory in training (see `HarDBlock`).
 
     New layers start as in the official code: extra layers and heads uniform within
@@ -66,26 +74,26 @@ class SSD(nn.Layer):
         class_num: int = 81,
         priors: PriorStyle = "coco",
         *,
+        data_format: Literal["NCHW", "NHWC"] = "NCHW",
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        _check_arguments(size, class_num, priors)
+        _check_arguments(size, class_num, priors, data_format)
         self.size, self.class_num = size, class_num
+        self.data_format = data_format
         self.prior_config = PRIORS[priors, size]
         self.prior_array = prior_boxes(self.prior_config)
         units = plan_units(spec.trunk)
         self._source = source_unit(units)
-        self.base = nn.LayerList([make_unit(unit, "NCHW", recompute) for unit in units])
+        self.base = nn.LayerList([make_unit(unit, data_format, recompute) for unit in units])
         if spec.dilated:
-            self.base.append(_dilated_bridge(*bridge_units(spec)))
+            self.base.append(_dilated_bridge(*bridge_units(spec), data_format))
         else:
-            self.bridge = _bridge(bridge_units(spec))
-        self.extras = nn.LayerList([_conv(layer) for layer in extra_layers(spec, size)])
-        self.L2Norm = L2Norm(source_channels(spec, size)[0])
-        heads = head_layers(spec, self.prior_config, 4)
-        self.loc = nn.LayerList([_conv(layer) for layer in heads])
-        heads = head_layers(spec, self.prior_config, class_num)
-        self.conf = nn.LayerList([_conv(layer) for layer in heads])
+            self.bridge = _bridge(bridge_units(spec), data_format)
+        self.extras = _convs(extra_layers(spec, size), data_format)
+        self.L2Norm = L2Norm(source_channels(spec, size)[0], data_format)
+        self.loc = _convs(head_layers(spec, self.prior_config, 4), data_format)
+        self.conf = _convs(head_layers(spec, self.prior_config, class_num), data_format)
         self._has_bridge = not spec.dilated
 
     @property
@@ -98,11 +106,14 @@ class SSD(nn.Layer):
         return paddle.to_tensor(self.prior_array)
 
     def forward_features(self, x: paddle.Tensor) -> list[paddle.Tensor]:
-        """Map images [N, 3, size, size] to the maps the heads read, finest first.
+        """Map images [N, 3, size, size] to the maps the heads read, finest first, in the layout
+        computed in.
 
         Raises ValueError for images of another shape.
         """
         self._check_input(x)
+        if self.data_format == "NHWC":
+            x = channels_last(x)
         sources = []
         for index, layer in enumerate(self.base):
             x = layer(x)
@@ -120,8 +131,8 @@ class SSD(nn.Layer):
     def forward_head(self, sources: list[paddle.Tensor]) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Map the maps of `forward_features` to loc [N, P, 4] and conf [N, P, class_num]."""
         # Not with `zip`: to_static's own does not know `strict`.
-        loc = [_rows(self.loc[i](x), 4) for i, x in enumerate(sources)]
-        conf = [_rows(self.conf[i](x), self.class_num) for i, x in enumerate(sources)]
+        loc = [self._rows(self.loc[i](x), 4) for i, x in enumerate(sources)]
+        conf = [self._rows(self.conf[i](x), self.class_num) for i, x in enumerate(sources)]
         return paddle.concat(loc, axis=1), paddle.concat(conf, axis=1)
 
     def forward(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
@@ -131,6 +142,11 @@ class SSD(nn.Layer):
         `PostProcess`.
         """
         return self.forward_head(self.forward_features(x))
+
+    def _rows(self, x: paddle.Tensor, values: int) -> paddle.Tensor:
+        """Turn a head's map [N, A * values, H, W] into rows [N, H * W * A, values]."""
+        last = x if self.data_format == "NHWC" else channels_last(x)
+        return last.flatten(1).reshape([0, -1, values])
 
     def _check_input(self, x: paddle.Tensor) -> None:
         # In a static graph the batch size may be unknown: the other sizes are compared.
@@ -143,27 +159,28 @@ class SSD(nn.Layer):
 class L2Norm(nn.Layer):
     """Scale each position of a map to length 1 over its channels, times a weight per channel."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, data_format: str = "NCHW") -> None:
         super().__init__()
+        self._axis = CHANNEL_AXIS[data_format]
         start = nn.initializer.Constant(20.0)
         self.weight = self.create_parameter([channels], default_initializer=start)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """Map x [N, C, H, W] to the same shape."""
+        """Map x [N, C, H, W] (channels last with NHWC) to the same shape."""
         with paddle.amp.auto_cast(enable=False):
             wide = x if x.dtype == paddle.float64 else x.astype("float32")
-            weight = self.weight.astype(wide.dtype).reshape([1, -1, 1, 1])
+            shape = [-1, 1, 1] if self._axis == 1 else [-1]
+            weight = self.weight.astype(wide.dtype).reshape(shape)
             # The epsilon comes after the root, as in the official code.
-            norm = paddle.sqrt(paddle.sum(wide * wide, axis=1, keepdim=True)) + 1e-10
+            norm = paddle.sqrt(paddle.sum(wide * wide, axis=self._axis, keepdim=True)) + 1e-10
             return (weight * (wide / norm)).astype(x.dtype)
 
 
-def _rows(x: paddle.Tensor, values: int) -> paddle.Tensor:
-    """Turn a head's map [N, A * values, H, W] into rows [N, H * W * A, values]."""
-    return paddle.transpose(x, [0, 2, 3, 1]).flatten(1).reshape([0, -1, values])
+def _convs(layers: list[ConvPlan], data_format: str) -> nn.LayerList:
+    return nn.LayerList([_conv(layer, data_format) for layer in layers])
 
 
-def _conv(layer: ConvPlan) -> nn.Conv2D:
+def _conv(layer: ConvPlan, data_format: str) -> nn.Conv2D:
     bound = 1 / math.sqrt(layer.in_channels * layer.kernel**2)
     return nn.Conv2D(
         layer.in_channels,
@@ -173,6 +190,7 @@ def _conv(layer: ConvPlan) -> nn.Conv2D:
         padding=layer.padding,
         weight_attr=nn.initializer.Uniform(-bound, bound),
         bias_attr=nn.initializer.Constant(0.0),
+        data_format=data_format,
     )
 
 
@@ -181,17 +199,18 @@ def _kaiming(unit: ConvUnit) -> nn.initializer.Initializer:
     return nn.initializer.Normal(0.0, math.sqrt(2 / (unit.out_channels * unit.kernel**2)))
 
 
-def _bridge_unit(unit: ConvUnit) -> ConvBNAct:
-    layer = ConvBNAct(unit)
+def _bridge_unit(unit: ConvUnit, data_format: str) -> ConvBNAct:
+    layer = ConvBNAct(unit, data_format)
     _kaiming(unit)(layer.conv.weight)
     return layer
 
 
-def _bridge(units: list[ConvUnit]) -> nn.Sequential:
-    return nn.Sequential(nn.MaxPool2D(3, 1, 1), *(_bridge_unit(unit) for unit in units))
+def _bridge(units: list[ConvUnit], data_format: str) -> nn.Sequential:
+    pool = nn.MaxPool2D(3, 1, 1, data_format=data_format)
+    return nn.Sequential(pool, *(_bridge_unit(unit, data_format) for unit in units))
 
 
-def _dilated_bridge(first: ConvUnit, last: ConvUnit) -> nn.Sequential:
+def _dilated_bridge(first: ConvUnit, last: ConvUnit, data_format: str) -> nn.Sequential:
     """HarDNet68's bridge, whose five children are one by one in published files."""
     conv = nn.Conv2D(
         first.in_channels,
@@ -201,12 +220,14 @@ def _dilated_bridge(first: ConvUnit, last: ConvUnit) -> nn.Sequential:
         dilation=DILATION,
         weight_attr=_kaiming(first),
         bias_attr=False,
+        data_format=data_format,
     )
-    norm = batch_norm(first.out_channels, "NCHW")
-    return nn.Sequential(nn.MaxPool2D(3, 1, 1), conv, norm, nn.ReLU(), _bridge_unit(last))
+    norm = batch_norm(first.out_channels, data_format)
+    pool = nn.MaxPool2D(3, 1, 1, data_format=data_format)
+    return nn.Sequential(pool, conv, norm, nn.ReLU(), _bridge_unit(last, data_format))
 
 
-def _check_arguments(size: int, class_num: int, priors: str) -> None:
+def _check_arguments(size: int, class_num: int, priors: str, data_format: str) -> None:
     if size not in SIZES:
         raise ValueError(f"size: expected {' or '.join(map(str, SIZES))}, got {size!r}")
     if class_num < 2:
@@ -215,6 +236,8 @@ def _check_arguments(size: int, class_num: int, priors: str) -> None:
         )
     if (priors, size) not in PRIORS:
         raise ValueError(f"priors: expected 'coco' or 'voc', got {priors!r}")
+    if data_format not in CHANNEL_AXIS:
+        raise ValueError(f"data_format: expected 'NCHW' or 'NHWC', got {data_format!r}")
 
 
 def _entry_point(name: str) -> Callable[..., SSD]:
@@ -227,9 +250,11 @@ def _entry_point(name: str) -> Callable[..., SSD]:
         *,
         size: int = 512,
         priors: PriorStyle = "coco",
+        data_format: Literal["NCHW", "NHWC"] = "NCHW",
         recompute: bool = False,
     ) -> SSD:
-        model = SSD(spec, size, class_num, priors, recompute=recompute)
+        options = {"data_format": data_format, "recompute": recompute}
+        model = SSD(spec, size, class_num, priors, **options)
         if pretrained:
             load_pretrained(model, name, pretrained)
         return model

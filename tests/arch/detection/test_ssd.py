@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 
 import numpy as np
 import oracle
@@ -12,6 +13,7 @@ import pytest
 
 from ppcls.arch import build_model, create_model, list_models
 from ppcls.arch.backbone.hardnet_block import ConvBNAct, HarDBlock
+from ppcls.arch.detection.ssd import SSD, SSD_HarDNet68
 from ppcls.arch.detection.ssd_plan import SSD_VARIANTS, detector_shapes
 from ppcls.utils.errors import ConfigError
 
@@ -184,6 +186,49 @@ def test_priors_do_not_follow_the_network_to_half_precision():
     assert model.priors.dtype == paddle.float32
 
 
+def few_channels(name, **options):
+    """A detector of the same structure, fast enough for float64."""
+    spec = SSD_VARIANTS[name]
+    stages = [replace(s, growth=2, layers=2, out_channels=32) for s in spec.trunk.stages]
+    trunk = replace(spec.trunk, stem=(4, 8), stages=tuple(stages))
+    return SSD(replace(spec, trunk=trunk, bridge=(8, 8)), 300, 3, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-2), ("float64", 1e-11)])
+def test_nhwc_trains_the_same(name, dtype, tolerance):
+    """Outputs and gradients against the largest of each; the state dict has the same keys."""
+    results = []
+    source = oracle.fill(few_channels(name))
+    for data_format in ("NCHW", "NHWC"):
+        model = few_channels(name, data_format=data_format)
+        assert list(model.state_dict()) == list(source.state_dict())
+        model.set_state_dict(source.state_dict())
+        model.to(dtype=dtype)
+        loc, conf = model(paddle.to_tensor(oracle.image(0, (2, 3, 300, 300))).astype(dtype))
+        (loc.abs().mean() + conf.abs().mean()).backward()
+        trained = {key: p for key, p in model.named_parameters() if not p.stop_gradient}
+        gradients = {key: p.grad.numpy() for key, p in trained.items()}
+        results.append(({"loc": loc.numpy(), "conf": conf.numpy()}, gradients))
+    for wanted, found in zip(*results, strict=True):
+        largest = max(np.abs(array).max() for array in wanted.values())
+        for key, array in wanted.items():
+            np.testing.assert_allclose(
+                found[key], array, rtol=0, atol=tolerance * largest, err_msg=key
+            )
+
+
+@paddle.no_grad()
+def test_nhwc_computes_the_same():
+    model = create_model("SSD_HarDNet68", size=300, class_num=21, data_format="NHWC")
+    model.set_state_dict(detector().state_dict())
+    model.eval()
+    x = paddle.to_tensor(oracle.image(1, (1, 3, 300, 300)))
+    for found, wanted in zip(model(x), detector()(x), strict=True):
+        np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=0, atol=1e-3)
+    assert [m.shape[3] for m in model.forward_features(x)][:2] == [320, 640]
+
+
 @pytest.mark.slow
 def test_static_graph_of_any_batch(tmp_path):
     model = detector()
@@ -222,13 +267,13 @@ def test_mistakes(params, message):
         create_model("SSD_HarDNet68", **params)
 
 
-def test_a_size_out_of_range_as_a_value_error():
-    from ppcls.arch.detection.ssd import SSD, SSD_HarDNet68
-
+def test_arguments_out_of_range_as_a_value_error():
     with pytest.raises(ValueError, match="^size: expected 300 or 512, got 301"):
         SSD_HarDNet68(size=301)
     with pytest.raises(ValueError, match="^priors: expected 'coco' or 'voc', got 'x'"):
         SSD(SSD_VARIANTS["SSD_HarDNet68"], priors="x")
+    with pytest.raises(ValueError, match="^data_format: expected 'NCHW' or 'NHWC', got 'CHWN'"):
+        SSD_HarDNet68(size=300, data_format="CHWN")
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 512, 512), (1, 1, 300, 300), (3, 300, 300)])
