@@ -244,6 +244,7 @@ def build_trainer(session: Session) -> Trainer:
         evaluator=evaluator,
         progress=progress,
         own=own,
+        sharing=recipe.Distributed,
     )
 
 

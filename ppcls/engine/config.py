@@ -97,6 +97,25 @@ class AMPConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """The section `Distributed`: how processes average gradients, `paddle.DataParallel`'s options.
+
+    Gradients travel in buckets, each as soon as the backward pass has filled it.
+    """
+
+    comm_buffer_size: int = 25  # MB of a bucket
+    last_comm_buffer_size: float = 1.0  # MB of the bucket that is full last, the first layers'
+    find_unused_parameters: bool = False  # needed when a step leaves parameters out; slower
+
+    def __post_init__(self) -> None:
+        schema.at_least(1, comm_buffer_size=self.comm_buffer_size)
+        if self.last_comm_buffer_size <= 0:
+            raise ValueError(
+                f"last_comm_buffer_size: expected a number > 0, got {self.last_comm_buffer_size}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
     """A section with one list for training and one for evaluation."""
 
@@ -151,6 +170,7 @@ class Recipe:
     Global: GlobalConfig
     Arch: dict[str, Any]
     AMP: AMPConfig | None = None
+    Distributed: DistributedConfig = field(default_factory=DistributedConfig)
     Loss: PhaseConfig = field(default_factory=PhaseConfig)
     Optimizer: dict[str, Any] = field(default_factory=dict)
     DataLoader: LoaderSections = field(default_factory=LoaderSections)
@@ -204,6 +224,7 @@ def _section_types() -> dict[str, Any]:
         "Global": GlobalConfig,
         "Arch": dict[str, Any],
         "AMP": AMPConfig,
+        "Distributed": DistributedConfig,
         "Loss": PhaseConfig,
         "Optimizer": dict[str, Any],
         "DataLoader": LoaderSections,

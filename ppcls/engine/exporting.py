@@ -61,7 +61,7 @@ def classifier_plan(session: Session, options: GraphOptions) -> Plan:
     names = class_names(recipe.Infer.PostProcess, recipe.class_num)
     entries, where = inference_transforms(recipe)
     entries = with_chw(entries, where)
-    network = build_network(session)
+    network = deployed_network(session)
     network.eval()
     if options.bake_normalization:
         kept, normalization = split_normalization(entries, where)
@@ -87,6 +87,18 @@ def classifier_plan(session: Session, options: GraphOptions) -> Plan:
         ),
         checks=checks,
     )
+
+
+def deployed_network(session: Session) -> nn.Layer:
+    """Build a recipe's network for export: how it was trained leaves no trace in what is written.
+
+    Layout and synchronised batch norm are about training; the weights are the same without.
+    """
+    plain = {"data_format": "NCHW", "use_sync_bn": False}
+    arch = session.recipe.Arch
+    arch = arch | {key: value for key, value in plain.items() if key in arch}
+    recipe = dataclasses.replace(session.recipe, Arch=arch)
+    return build_network(dataclasses.replace(session, recipe=recipe))
 
 
 def _input(recipe: Recipe, options: GraphOptions) -> ManifestInput:

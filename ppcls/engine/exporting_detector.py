@@ -15,11 +15,11 @@ from ppcls.deploy.export import Plan
 from ppcls.deploy.fuse import fuse
 from ppcls.deploy.package import InputSpec, Manifest
 from ppcls.deploy.verify import Arrays, Check, Difference
-from ppcls.engine.build import Session, build_network, require_weights
+from ppcls.engine.build import Session, require_weights
 from ppcls.engine.classify import inference_transforms
 from ppcls.engine.detect import read_names
 from ppcls.engine.detection import check_detector, check_finite
-from ppcls.engine.exporting import CHECK_IMAGES, GraphOptions, real_images
+from ppcls.engine.exporting import CHECK_IMAGES, GraphOptions, deployed_network, real_images
 from ppcls.utils.errors import ConfigError, UserError
 
 TOLERANCE = 1e-3  # pixels of a box, hundredths of a score
@@ -37,7 +37,7 @@ def detector_plan(session: Session, options: GraphOptions) -> Plan:
     names = read_names(recipe)
     entries, where = inference_transforms(recipe)
     prepare = Preparation(entries, where, task="detection")
-    network = build_network(session)
+    network = deployed_network(session)
     check_detector(network)
     network.eval()
     size = network.size

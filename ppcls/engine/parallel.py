@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 
@@ -11,6 +12,7 @@ import paddle
 import paddle.distributed as dist
 from paddle import nn
 
+from ppcls.engine.config import DistributedConfig
 from ppcls.utils import distributed
 from ppcls.utils.errors import JobError, UserError
 
@@ -50,9 +52,11 @@ def stop() -> None:
         dist.barrier()
 
 
-def wrap(model: nn.Layer) -> nn.Layer:
+def wrap(model: nn.Layer, config: DistributedConfig) -> nn.Layer:
     """Return `model` as it trains on all ranks: gradients are averaged over them."""
-    return paddle.DataParallel(model) if distributed.world_size() > 1 else model
+    if distributed.world_size() == 1:
+        return model
+    return paddle.DataParallel(model, **dataclasses.asdict(config))
 
 
 def unwrap(model: nn.Layer) -> nn.Layer:

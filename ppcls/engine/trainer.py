@@ -18,7 +18,7 @@ from ppcls.data.loader import Batch, Loader, worker_deaths
 from ppcls.engine import guards, parallel, rank_state
 from ppcls.engine.checkpoint import Checkpointer, Progress
 from ppcls.engine.clock import Clock
-from ppcls.engine.config import GlobalConfig
+from ppcls.engine.config import DistributedConfig, GlobalConfig
 from ppcls.engine.detection import DetectionEvaluator, DetectionResult
 from ppcls.engine.evaluator import EvalResult, Evaluator
 from ppcls.engine.logbook import Logbook, format_values
@@ -97,6 +97,7 @@ class Trainer:
         evaluator: Evaluator | DetectionEvaluator | None = None,
         progress: Progress | None = None,
         own: RankState | None = None,
+        sharing: DistributedConfig | None = None,
     ) -> None:
         self.config = config
         self.model = model
@@ -109,7 +110,8 @@ class Trainer:
         self.logbook = logbook
         self.evaluator = evaluator
         self.progress = progress or Progress()
-        self.network = parallel.wrap(model)  # takes rank 0's weights: what is a rank's own follows
+        self.network = parallel.wrap(model, sharing or DistributedConfig())
+        # That took rank 0's weights: what is a rank's own follows.
         self.steps_per_epoch = len(loader.sampler)
         self.stop = StopRequest()
         self._unchecked: _Unchecked | None = None

@@ -19,6 +19,7 @@ SECTIONS = (
     "Global",
     "Arch",
     "AMP",
+    "Distributed",
     "Loss",
     "Optimizer",
     "DataLoader",

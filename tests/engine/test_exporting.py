@@ -12,6 +12,7 @@ import pytest
 from paddle import nn
 
 from ppcls.engine import exporting
+from ppcls.engine.build import Session
 from ppcls.engine.config import Recipe
 from ppcls.utils.errors import ConfigError, JobError, UserError
 
@@ -115,6 +116,23 @@ def test_what_the_network_is_held_to():
         check([1.0] * 3)
     with pytest.raises(JobError, match="not finite"):
         check([float("nan")] * 4)
+
+
+@pytest.mark.parametrize(
+    "arch", [{"name": "HarDNet39_ds"}, {"name": "SSD_HarDNet68", "size": 300}], ids=["net", "ssd"]
+)
+def test_an_export_does_not_tell_how_the_network_was_trained(arch, monkeypatch):
+    """A recipe that trains channels last with synchronised batch norm gives the same network."""
+    monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")  # which converts batch norm
+    networks = []
+    for options in ({}, {"data_format": "NHWC", "use_sync_bn": True}):
+        own = recipe(Arch={**arch, "class_num": 4, **options})
+        networks.append(exporting.deployed_network(Session(own, "cpu")))
+        assert own.Arch["name"] == arch["name"] and options.items() <= own.Arch.items()
+    plain, other = networks
+    assert str(plain) == str(other) and plain.data_format == other.data_format == "NCHW"
+    for name, tensor in plain.state_dict().items():
+        np.testing.assert_array_equal(other.state_dict()[name].numpy(), tensor.numpy(), name)
 
 
 def test_a_path_with_special_characters():

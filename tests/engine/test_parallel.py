@@ -6,6 +6,7 @@ import pytest
 from tiny_run import arrays, tiny_net
 
 from ppcls.engine import parallel
+from ppcls.engine.config import DistributedConfig
 from ppcls.utils.errors import UserError
 
 
@@ -30,9 +31,21 @@ def test_a_single_process_adds_up_with_nobody():
     values = {"loss": 1.5, "samples": 3}
     assert parallel.sum_over_ranks(values) == values
     model = tiny_net()
-    assert parallel.wrap(model) is model
+    assert parallel.wrap(model, DistributedConfig()) is model
     assert parallel.unwrap(model) is model
     parallel.average_statistics(model)
+
+
+def test_options_of_the_gradient_average_reach_it(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(parallel.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(paddle, "DataParallel", lambda model, **options: seen.update(options))
+    parallel.wrap(tiny_net(), DistributedConfig(comm_buffer_size=64, last_comm_buffer_size=0.5))
+    assert seen == {
+        "comm_buffer_size": 64,
+        "last_comm_buffer_size": 0.5,
+        "find_unused_parameters": False,
+    }
 
 
 def test_statistics_are_averaged_in_the_network_itself(monkeypatch):
