@@ -111,6 +111,7 @@ def trainer(
     network=None,
     resume=None,
     task=None,
+    sharing=None,
     **settings,
 ) -> Trainer:
     """A trainer as `engine.build` makes one. `network` is `model` in another guise, to run.
@@ -157,6 +158,7 @@ def trainer(
         evaluator=evaluator(dataset, precision) if config.eval_during_train else None,
         progress=progress,
         own=own,
+        sharing=sharing,
     )
 
 
