@@ -316,6 +316,7 @@ TYPOS = [
     ("AMP.level=O3", "AMP.level: expected one of 'O0', 'O1', 'O2', got 'O3'"),
     ("Arch.name=HarDNet69", "unknown Arch 'HarDNet69'; did you mean 'HarDNet6"),
     ("Arch.class_nums=10", "Arch: unknown key 'class_nums'; did you mean 'class_num'"),
+    ("AMP.custom_whitelist=[relu]", "'custom_whitelist'; did you mean 'custom_white_list'"),
     ("Distributed.comm_buffer=8", "unknown key 'comm_buffer'; did you mean 'comm_buffer_size'"),
     ("Distributed.comm_buffer_size=0", "comm_buffer_size: expected a number >= 1, got 0"),
     ("Distributed.last_comm_buffer_size=0", "last_comm_buffer_size: expected a number > 0, got 0"),

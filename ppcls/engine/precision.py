@@ -50,6 +50,8 @@ class Precision:
         if self.config is None:
             return contextlib.nullcontext()
         return paddle.amp.auto_cast(
+            custom_white_list=self.config.custom_white_list,
+            custom_black_list=self.config.custom_black_list,
             level=self.config.level,
             dtype=self.config.dtype,
             use_promote=self.config.use_promote,

@@ -40,6 +40,8 @@ for _name in _NAMES:
 _OWN = {"learning_rate", "parameters", "grad_clip", "name", "weight_decay", "lamb_weight_decay"}
 _OWN |= {"apply_decay_param_fun", "exclude_from_weight_decay_fn", "lr_ratio"}
 
+_MULTI_TENSOR = ("Momentum", "Adam")  # which Paddle can update all at once
+
 _DECOUPLED = ("AdamW", "Lamb")
 
 _FRACTIONS = ("momentum", "rho", "beta1", "beta2")  # in [0, 1)
@@ -117,12 +119,18 @@ def build_optimizer(section: Any, where: str, *, schedule: Schedule, model: nn.L
     Its key `lr` is left to build_schedule. The optimizer follows `schedule.scheduler()` and takes
     the parameters of `model` whose stop_gradient is False. float16 and bfloat16 parameters are
     updated through a float32 copy where the optimizer can (`multi_precision`, on by default).
-    Raises ConfigError naming the key.
+    `use_multi_tensor` updates all float32, float16 or bfloat16 tensors in one call (Momentum and
+    Adam), with the same result. Raises ConfigError naming the key.
     """
     if not isinstance(section, Mapping) or "name" not in section:
         raise ConfigError(f"{where}: expected a mapping with a 'name', got {section!r}")
     name = section["name"]
     factory = OPTIMIZERS.get(name, f"{where}.name")
+    if section.get("use_multi_tensor") and name not in _MULTI_TENSOR:
+        raise ConfigError(
+            f"{where}.use_multi_tensor: expected {' or '.join(_MULTI_TENSOR)}, of which Paddle "
+            f"can update all tensors at once, got {name}"
+        )
     common, arguments = _parse(factory, section, where)
 
     trainable = {n: p for n, p in model.named_parameters() if not p.stop_gradient}

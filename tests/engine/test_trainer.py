@@ -316,7 +316,12 @@ def test_max_steps(tmp_path, max_steps):
 # Going on after a stop
 
 
-@pytest.mark.parametrize("optimizer", [MOMENTUM, ADAMW], ids=["Momentum", "AdamW"])
+AT_ONCE = {**MOMENTUM, "use_multi_tensor": True}
+
+
+@pytest.mark.parametrize(
+    "optimizer", [MOMENTUM, AT_ONCE, ADAMW], ids=["Momentum", "all tensors at once", "AdamW"]
+)
 @pytest.mark.parametrize("update_freq", [1, 3])
 def test_two_epochs_and_two_more_are_four(tmp_path, optimizer, update_freq):
     """Bit for bit on a CPU, dropout and all, although Paddle names each network's parts anew."""
@@ -382,17 +387,30 @@ def test_bfloat16_runs_and_resumes(tmp_path, level):
     assert {array.dtype for array in weights.values()} == {np.dtype("float32")}
 
 
-def test_a_static_network_trains_the_same(tmp_path):
+def test_all_tensors_at_once_train_the_same(tmp_path):
+    results = []
+    for name, optimizer in (("plain", MOMENTUM), ("at_once", AT_ONCE)):
+        model = tiny_net()
+        trainer(tmp_path / name, model, optimizer=optimizer, update_freq=2).fit()
+        results.append(arrays(model))
+    assert_same(results[1], results[0])
+
+
+@pytest.mark.parametrize("amp", [None, AMPConfig(dtype="bfloat16")], ids=["float", "AMP"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-12)])
+def test_a_static_network_trains_the_same(tmp_path, dtype, tolerance, amp):
     losses = []
     for is_static in (False, True):
-        model = tiny_net()
+        model = tiny_net(dtype=dtype)
         config = GlobalConfig(to_static=is_static, image_shape=[3, 8, 8])
         session = Session(Recipe(Global=config, Arch={"name": "Tiny"}), "cpu")
         network = to_static(session, model)
         folder = tmp_path / str(is_static)
-        trainer(folder, model, network=network, max_steps=7).fit()
-        losses.append([record["loss"] for record in records(folder)])
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+        options = {"update_freq": 2, "epochs": 3, "amp": amp}
+        trainer(folder, model, network=network, **options).fit()
+        losses.append([record["loss"] for record in records(folder, "train")])
+    assert losses[0][-1] < losses[0][0]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=tolerance)
 
 
 # What is written down

@@ -217,6 +217,37 @@ def test_low_precision_parameters_get_a_float32_copy():
         assert not build(model, name=name, multi_precision=False)._multi_precision
 
 
+@pytest.mark.parametrize(
+    ("section", "tolerance"),
+    [
+        ({"name": "Momentum", "momentum": 0.875, "use_nesterov": True}, 0),
+        ({"name": "Momentum", "regularizer": {"name": "L1", "coeff": DECAY}}, 0),
+        ({"name": "Momentum", "clip_norm_global": 0.5, **EVERYWHERE}, 0),
+        ({"name": "Momentum", "one_dim_param_no_weight_decay": True, **EVERYWHERE}, 0),
+        ({"name": "Adam", "one_dim_param_no_weight_decay": True, **EVERYWHERE}, 1e-6),
+    ],
+)
+def test_all_tensors_at_once_are_updated_the_same(section, tolerance):
+    """Also what is saved is the same, to the names; float32, Paddle has no other kernel."""
+    results, states = [], []
+    for use_multi_tensor in (False, True):
+        model = Tiny("float32")
+        with paddle.utils.unique_name.guard():
+            optimizer = build(model, use_multi_tensor=use_multi_tensor, **section)
+        assert optimizer._use_multi_tensor == use_multi_tensor
+        results.append(train(model, optimizer))
+        names = {p.name: name for name, p in model.named_parameters()}
+        state = optimizer.state_dict()
+        del state["LR_Scheduler"]
+        owner = {key: next(name for name in names if key.startswith(name)) for key in state}
+        states.append(
+            {key.replace(owner[key], names[owner[key]]): t.numpy() for key, t in state.items()}
+        )
+    assert_same(results[1], results[0], rtol=tolerance)
+    assert list(states[1]) == list(states[0])
+    assert_same(states[1], states[0], rtol=tolerance)
+
+
 def test_schedule_drives_the_optimizer():
     model = Tiny()
     section = {"name": "Cosine", "learning_rate": "5e-2", "by_epoch": True}
@@ -244,6 +275,10 @@ def test_schedule_drives_the_optimizer():
         (
             {"name": "Momentum", "use_nesterov": 1},
             r"O\.use_nesterov: expected true or false, got 1",
+        ),
+        (
+            {"name": "AdamW", "use_multi_tensor": True},
+            r"O\.use_multi_tensor: expected Momentum or Adam, .*got AdamW",
         ),
         ({"name": "Adam", "epsilon": 0}, r"O\.epsilon: expected a number > 0, got 0"),
         (
