@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import tarfile
 from pathlib import Path
 
@@ -387,3 +388,20 @@ def test_a_stock_recipe_takes_the_usual_overrides(stock):
     assert recipe.Metric.Train == [{"TopkAcc": {"topk": [1, 3]}}]
     schedule = build_schedule(recipe.Optimizer["lr"], "lr", epochs=120, steps_per_epoch=1)
     assert [schedule.at(epoch) for epoch in (0, 30, 60, 90)] == [0.1, 0.05, 0.01, 0.0]
+
+
+def test_the_settings_of_the_page_on_gpus_exist():
+    """Each alone, and all of a command together."""
+    page = (FOLDER.parents[1] / "docs" / "gpu.md").read_text()
+    setting = r"\b[A-Z]\w+(?:\.\w+)+=[^\s`]+"
+    found = set(re.findall(setting, page))
+    assert {"Arch.data_format=NHWC", "AMP.level=O2", "Global.to_static=True"} <= found
+    lines = page.replace("\\\n", " ").splitlines()
+    commands = [re.findall(setting, line) for line in lines if "tools/train.py" in line]
+    assert len(commands) >= 3
+    for overrides in [*([one] for one in sorted(found)), *commands]:
+        recipe, _ = load_recipe(FOLDER / "HarDNet39_ds.yaml", overrides)
+        if any(text.startswith(("Arch", "Optimizer")) for text in overrides):
+            model = build_model({"Arch": {**recipe.Arch, "class_num": 2}})
+            schedule = build_schedule(recipe.Optimizer["lr"], "lr", epochs=9, steps_per_epoch=1)
+            build_optimizer(recipe.Optimizer, "Optimizer", schedule=schedule, model=model)

@@ -89,14 +89,14 @@ class AMPConfig:
     scale_loss: float = 65536.0  # the initial scale with float16
     use_dynamic_loss_scaling: bool = True
     use_promote: bool = False
-    custom_white_list: list[str] = field(default_factory=list)  # operators also cast
-    custom_black_list: list[str] = field(default_factory=list)  # operators kept in float32
+    custom_white_list: list[str] | None = None  # operators also cast
+    custom_black_list: list[str] | None = None  # operators kept in float32
     use_fp16_test: bool = False  # PaddleClas's key: evaluation follows `level` here
 
     def __post_init__(self) -> None:
         if self.scale_loss <= 0:
             raise ValueError(f"scale_loss: expected a number > 0, got {self.scale_loss}")
-        both = sorted(set(self.custom_white_list) & set(self.custom_black_list))
+        both = sorted({*(self.custom_white_list or ())} & {*(self.custom_black_list or ())})
         if both:
             raise ValueError(
                 f"custom_white_list: expected none of custom_black_list, got {', '.join(both)}"

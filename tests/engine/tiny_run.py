@@ -107,6 +107,7 @@ def trainer(
     optimizer=MOMENTUM,
     lr=COSINE,
     amp=None,
+    device="cpu",
     drop_last=False,
     network=None,
     resume=None,
@@ -132,7 +133,7 @@ def trainer(
     steps = -(-len(sampler) // config.update_freq)
     schedule = build_schedule(lr, "Optimizer.lr", epochs=config.epochs, steps_per_epoch=steps)
     built = build_optimizer({**optimizer, "lr": lr}, "Optimizer", schedule=schedule, model=model)
-    precision = Precision(amp, "cpu")
+    precision = Precision(amp, device)
     precision.prepare(model, built)
     checkpointer = Checkpointer(
         folder, model, built, {"Arch": {"name": "Tiny"}}, keep_last=config.keep_last
