@@ -2,7 +2,7 @@
 
     YAML section --build_dataset--> dataset --sampler's keys--> workers --> Loader --> Batch
 
-Everything here except `loader` works without Paddle.
+Data sets and transforms work without Paddle. `pipeline` says which way images take.
 """
 
 # Pillow first: imported after Paddle, some wheels of the two disagree about their image libraries.

@@ -1,6 +1,8 @@
 """From a `DataLoader.Train` or `DataLoader.Eval` section to batches.
 
-Workers get sample keys and return whole batches. A sample that fails is returned as a value, not
+Workers get sample keys and return whole batches, of pixels where `pipeline` says so; these are
+normalised here, after their way to the device. On a GPU Paddle makes that way through pinned memory
+and while the previous batch is computed with. A sample that fails is returned as a value, not
 raised: Paddle turns a worker's exception into a traceback, and without workers into a hang.
 """
 
@@ -31,6 +33,7 @@ from ppcls.data.datasets import (
 )
 from ppcls.data.deadline import Deadline, Stalled
 from ppcls.data.mixing import MixedBatching, MixingSampler, MixPlan, pair_up
+from ppcls.data.pipeline import PipelineName, choose_pipeline
 from ppcls.data.sampler import EvalSampler, GlobalBatchSampler, SampleKey
 from ppcls.utils.errors import ConfigError, DataError, JobError
 from ppcls.utils.schema import at_least, build_named, parse_dataclass
@@ -51,6 +54,9 @@ class LoaderConfig:
     prefetch_factor: int = 2  # batches prepared ahead per worker
     timeout: int = 0  # seconds between looks at the workers' health; 0 leaves Paddle's own
     read_timeout: float = 120.0  # seconds for reading and transforming one sample; 0: no limit
+    pipeline: PipelineName = (
+        "auto"  # fast where it gives the same pixels, plain, or fast or nothing
+    )
 
     def __post_init__(self) -> None:
         at_least(0, num_workers=self.num_workers, timeout=self.timeout)
@@ -132,7 +138,7 @@ def build_train_loader(
             f"({len(dataset)} samples on {world_size} process(es), drop_last on), "
             f"got {config.sampler.batch_size}"
         )
-    return Loader(dataset, sampler, config.loader, op)
+    return Loader(dataset, sampler, config.loader, op, where)
 
 
 def build_eval_loader(
@@ -156,7 +162,7 @@ def build_eval_loader(
         raise ConfigError(f"{where}.dataset.{_BATCH_OPS}: expected none in evaluation, got a list")
     dataset = build_dataset(config.dataset, f"{where}.dataset", seed=seed, class_num=class_num)
     sampler = EvalSampler(len(dataset), config.sampler.batch_size, rank, world_size)
-    return Loader(dataset, sampler, config.loader)
+    return Loader(dataset, sampler, config.loader, where=where)
 
 
 def _parse(config: Mapping | DataLoaderConfig, where: str) -> DataLoaderConfig:
@@ -172,6 +178,7 @@ class Loader:
 
     Attributes:
         skipped: samples left out so far in this iteration. Each is named once in the log.
+        normalization: what is applied to batches of pixels, or None when samples are normalised.
     """
 
     def __init__(
@@ -180,6 +187,7 @@ class Loader:
         sampler: GlobalBatchSampler | EvalSampler,
         config: LoaderConfig,
         op: BatchOp | None = None,
+        where: str = "DataLoader",
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
@@ -190,8 +198,10 @@ class Loader:
         if op is not None:
             self._batching = MixedBatching(op, dataset.class_num, dataset.seed)
             batches = MixingSampler(sampler)
+        pipeline = choose_pipeline(config.pipeline, dataset, where, is_mixed=op is not None)
+        self.normalization = pipeline.normalization
         self._loader = DataLoader(
-            _Outcomes(dataset, config.read_timeout),
+            _Outcomes(pipeline.dataset, config.read_timeout),
             batch_sampler=batches,
             collate_fn=functools.partial(collate, batching=self._batching),
             num_workers=config.num_workers,
@@ -244,7 +254,10 @@ class Loader:
         indices = np.array(fields["indices"], dtype=np.int64)
         if not len(indices):
             return self._batching.empty()
-        return self._batching.batch(fields["samples"], indices)
+        batch = self._batching.batch(fields["samples"], indices)
+        if self.normalization is None:
+            return batch
+        return batch._replace(images=self.normalization.normalize(batch.images))
 
 
 class _Failure(NamedTuple):
@@ -349,12 +362,18 @@ def _size_error(samples: list[tuple[Sample | DetectionSample, str]]) -> str:
     for sample, name in samples[1:]:
         first, first_name = samples[0]
         if sample.image.shape != first.image.shape:
-            wanted, found = ("x".join(map(str, s.image.shape)) for s in (first, sample))
+            wanted, found = (_size_text(s.image) for s in (first, sample))
             return (
                 f"{name}: expected an image of {wanted} like {first_name} of the same batch, "
                 f"got {found}; add a crop or a fixed size to transform_ops"
             )
     return ""
+
+
+def _size_text(image: np.ndarray) -> str:
+    """Write the shape of an image, of pixels or normalised, as channels x height x width."""
+    shape = (image.shape[2], *image.shape[:2]) if image.dtype == np.uint8 else image.shape
+    return "x".join(map(str, shape))
 
 
 def _start_worker(worker_id: int) -> None:

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from ppcls.data.transforms import NormalizeImage, ToCHWImage, build_transforms
+from ppcls.data.normalization import Normalization, split_tail
+from ppcls.data.transforms import ToCHWImage, build_transforms
 from ppcls.utils.errors import ConfigError
-
-
-class Normalization(nn.Layer):
-    """Images [N, H, W, 3] uint8 to the network's input [N, 3, H, W] float32.
-
-    `(x * scale - mean) / std` as one multiplication and one addition. It cannot be folded into the
-    first convolution: that one pads with zeros after normalisation, which are no zeros before it.
-    """
-
-    def __init__(self, scale: float, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        wide = [np.asarray(values, np.float64).reshape(1, 3, 1, 1) for values in (mean, std)]
-        factor, offset = scale / wide[1], -wide[0] / wide[1]
-        self.register_buffer("factor", paddle.to_tensor(factor.astype(np.float32)))
-        self.register_buffer("offset", paddle.to_tensor(offset.astype(np.float32)))
-
-    def forward(self, image: paddle.Tensor) -> paddle.Tensor:
-        # Cast first: Paddle 2.6 does not transpose uint8.
-        x = paddle.transpose(image.astype("float32"), [0, 3, 1, 2])
-        return x * self.factor + self.offset
 
 
 class Classifier(nn.Layer):
@@ -60,23 +39,11 @@ def split_normalization(entries: list, where: str) -> tuple[list, Normalization]
 
     Raises ConfigError unless normalising is the last transform, but for ToCHWImage.
     """
-    kept = list(entries)
-    built = build_transforms(kept, where).transforms
-    while built and isinstance(built[-1], ToCHWImage):
-        built.pop(), kept.pop()
-    last = built[-1] if built else None
-    others = sum(isinstance(op, NormalizeImage) for op in built[:-1])
-    if not isinstance(last, NormalizeImage) or others or last.channel_axis != 2:
-        raise ConfigError(
-            f"{where}: expected NormalizeImage of an HWC image (order: '') as the last transform, "
-            "so that it can be baked in, found none there"
-        )
-    if last.channel_num != 3 or last.dtype != np.float32:
-        raise ConfigError(
-            f"{where}: expected NormalizeImage with 3 channels in float32 to bake in, "
-            f"got channel_num {last.channel_num}, output_fp16 {last.dtype == np.float16}"
-        )
-    return kept[:-1], Normalization(float(last.scale), last.mean.ravel(), last.std.ravel())
+    try:
+        kept, last = split_tail(build_transforms(entries, where).transforms)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}, so that it can be baked in") from error
+    return entries[: len(kept)], Normalization.of(last)
 
 
 def with_chw(entries: list, where: str) -> list:

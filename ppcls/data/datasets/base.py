@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import hashlib
 import operator
 import os
@@ -13,7 +15,7 @@ import cv2
 import numpy as np
 
 from ppcls.data.sampler import SampleKey, sample_rng
-from ppcls.data.transforms import ToCHWImage, build_transforms
+from ppcls.data.transforms import Compose, ToCHWImage, build_transforms
 from ppcls.utils.errors import DataError
 from ppcls.utils.registry import Registry
 
@@ -23,7 +25,10 @@ OnError = Literal["raise", "skip"]
 
 
 class Sample(NamedTuple):
-    """`image` [C, H, W] float32, its `label`, and its place in the data set."""
+    """`image`, its `label`, and its place in the data set.
+
+    image: [C, H, W] float32, or [H, W, 3] uint8 where pixels were asked for.
+    """
 
     image: np.ndarray
     label: np.int64
@@ -123,7 +128,8 @@ class ClassificationDataset(ImageDataset):
     ) -> None:
         super().__init__(on_error=on_error, seed=seed, config_path=config_path)
         self.transforms = build_transforms(transform_ops, self.where("transform_ops"))
-        self._is_chw = any(isinstance(op, ToCHWImage) for op in self.transforms.transforms)
+        is_chw = any(isinstance(op, ToCHWImage) for op in self.transforms.transforms)
+        self._arrange: Callable[[Any], np.ndarray] = functools.partial(as_chw, is_chw=is_chw)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -134,13 +140,27 @@ class ClassificationDataset(ImageDataset):
         return hashlib.sha256(names + np.asarray(self.labels, "<i8").tobytes()).hexdigest()
 
     def make_sample(self, index: int, rng: np.random.Generator) -> Sample:
-        image = as_chw(self.transforms(self.read(index), rng), self._is_chw)
+        image = self._arrange(self.transforms(self.read(index), rng))
         return Sample(image, self.labels[index], index)
+
+    def giving_pixels(self, transforms: Compose) -> ClassificationDataset:
+        """Return a view of this data set whose images are the HWC pixels `transforms` give."""
+        view = copy.copy(self)
+        view.transforms, view._arrange = transforms, as_pixels
+        return view
 
 
 def as_chw(image: Any, is_chw: bool) -> np.ndarray:
     """Return the transforms' result, HWC unless `is_chw`, as CHW float32."""
     return np.ascontiguousarray(in_layout(image, is_chw, to_chw=True), dtype=np.float32)
+
+
+def as_pixels(image: Any) -> np.ndarray:
+    """Return the transforms' result as HWC uint8."""
+    pixels = in_layout(image, False, to_chw=False)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"expected uint8 pixels before NormalizeImage, got {pixels.dtype}")
+    return pixels
 
 
 def in_layout(image: Any, is_chw: bool, *, to_chw: bool) -> np.ndarray:
