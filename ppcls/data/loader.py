@@ -14,7 +14,7 @@ import gc
 import logging
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -202,7 +202,7 @@ class Loader:
         self.normalization = pipeline.normalization
         self._loader = DataLoader(
             _Outcomes(pipeline.dataset, config.read_timeout),
-            batch_sampler=batches,
+            batch_sampler=_Whole(batches),
             collate_fn=functools.partial(collate, batching=self._batching),
             num_workers=config.num_workers,
             use_shared_memory=config.use_shared_memory,
@@ -215,12 +215,19 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch | DetectionBatch]:
-        """Yield batches.
+        """Yield batches, normalised.
 
         Raises:
             DataError: a sample that cannot be used, or images of different sizes in one batch.
             JobError: a worker process that died, or a sample that was not there in time.
         """
+        for batch in self.as_loaded():
+            if self.normalization is not None and len(batch.indices):
+                batch = batch._replace(images=self.normalization.normalize(batch.images))
+            yield batch
+
+    def as_loaded(self) -> Iterator[Batch | DetectionBatch]:
+        """Yield batches as they arrive: with a `normalization`, images are [n, H, W, 3] uint8."""
         self.skipped = 0
         planned = self.sampler.remaining
         if planned == 0:
@@ -254,10 +261,7 @@ class Loader:
         indices = np.array(fields["indices"], dtype=np.int64)
         if not len(indices):
             return self._batching.empty()
-        batch = self._batching.batch(fields["samples"], indices)
-        if self.normalization is None:
-            return batch
-        return batch._replace(images=self.normalization.normalize(batch.images))
+        return self._batching.batch(fields["samples"], indices)
 
 
 class _Failure(NamedTuple):
@@ -274,24 +278,44 @@ class _Failure(NamedTuple):
 Outcome = tuple[Sample | DetectionSample | _Failure, str]
 
 
+class _Whole:
+    """Batches of keys as Paddle's loader takes them: each one index of `_Outcomes`."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[list[SampleKey | MixPlan]]]:
+        return ([keys] for keys in self.batches)
+
+
 class _Outcomes:
-    """The data set as workers see it: every key gives a sample or a _Failure, a plan itself."""
+    """The data set as workers see it, a batch at once: what its keys give, a plan itself."""
 
     def __init__(self, dataset: ImageDataset, read_timeout: float) -> None:
         self.dataset = dataset
-        self._load = Deadline(read_timeout) if read_timeout else _at_once
+        self._deadline = Deadline(read_timeout) if read_timeout else None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: SampleKey | MixPlan) -> Outcome | MixPlan:
+    def __getitem__(self, keys: list[SampleKey | MixPlan]) -> list[Outcome | MixPlan]:
+        if self._deadline is None:
+            return [self._outcome(key) for key in keys]
+        try:
+            return self._deadline.map(self._outcome, keys)
+        except Stalled as error:
+            index = keys[error.done].index
+            message = f"{self.dataset.describe(index)}: {error}: a disk or server stalls"
+            return [(_Failure(index, message, is_stall=True), "")]  # the run ends: no batch
+
+    def _outcome(self, key: SampleKey | MixPlan) -> Outcome | MixPlan:
         if isinstance(key, MixPlan):
             return key
         try:
-            return self._load(self.dataset.load, key), self.dataset.describe(key.index)
-        except Stalled as error:
-            message = f"{self.dataset.describe(key.index)}: {error}: a disk or server stalls"
-            return _Failure(key.index, message, is_stall=True), ""
+            return self.dataset.load(key), self.dataset.describe(key.index)
         except DataError as error:
             skipped = self.dataset.on_error == "skip"
             return _Failure(key.index, str(error), is_skipped=skipped), ""
@@ -314,20 +338,17 @@ def worker_deaths() -> Iterator[None]:
         raise JobError(f"data loading stopped: {_WORKER_DIED}") from error
 
 
-def _at_once(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
-
-
-def collate(outcomes: list[Outcome | MixPlan], batching: Batching) -> dict[str, Any]:
-    """Stack samples into one batch; failures travel beside them as text.
+def collate(loaded: list[list[Outcome | MixPlan]], batching: Batching) -> dict[str, Any]:
+    """Stack the samples of the one batch loaded; failures travel beside them as text.
 
     Arrays in the result become tensors on the way to the main process. Paddle hands over no empty
     ones, so a batch without images carries a placeholder.
     """
+    [outcomes] = loaded
     try:
         plan = outcomes[-1] if outcomes and isinstance(outcomes[-1], MixPlan) else None
-        loaded = [outcome for outcome in outcomes if not isinstance(outcome, MixPlan)]
-        return _collate(loaded, plan, batching)
+        samples = [outcome for outcome in outcomes if not isinstance(outcome, MixPlan)]
+        return _collate(samples, plan, batching)
     except Exception:  # too little memory for the batch, say; raised here, Paddle would hang
         failure = _Failure(-1, traceback.format_exc(), is_bug=True)
         return _collate([(failure, "")], None, batching)

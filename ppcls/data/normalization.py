@@ -6,14 +6,19 @@ pixels behind, a quarter of the bytes to hand over.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import paddle
 from paddle import nn
+from paddle.utils import dlpack
 
 from ppcls.data.transforms import NormalizeImage, ToCHWImage, Transform
+
+_ALIGNMENT = 64  # bytes
 
 
 class Normalization(nn.Layer):
@@ -36,7 +41,6 @@ class Normalization(nn.Layer):
         every = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3)
         values = transform(every, np.random.default_rng(0))
         self._tables = [np.ascontiguousarray(values[:, :, channel]) for channel in range(3)]
-        self._scratch = np.zeros(0, np.float32)
 
     @classmethod
     def of(cls, transform: NormalizeImage) -> Normalization:
@@ -51,20 +55,41 @@ class Normalization(nn.Layer):
     @paddle.no_grad()
     def normalize(self, images: paddle.Tensor) -> paddle.Tensor:
         """Normalise a batch where it is: on a CPU by tables, the fastest way, else as a layer."""
-        if images.place.is_cpu_place():
-            return paddle.to_tensor(self.on_host(images.numpy()))
-        return self(images)
+        if not images.place.is_cpu_place():
+            return self(images)
+        # Without copies, which would take longer than the work itself.
+        result = self.on_host(np.from_dlpack(_Lent(images)))
+        return dlpack.from_dlpack(result.__dlpack__())
 
     def on_host(self, images: np.ndarray) -> np.ndarray:
-        """Normalise a batch in NumPy. The result is overwritten by the next call."""
+        """Normalise a batch in NumPy."""
         count, height, width, channels = images.shape
-        if self._scratch.size < images.size:  # kept: fresh memory costs as much as the work
-            self._scratch = np.empty(images.size, np.float32)
-        result = self._scratch[: images.size].reshape(count, channels, height, width)
+        result = _aligned_empty((count, channels, height, width))
         for image, planes in zip(images, result, strict=True):
             for plane, table, target in zip(cv2.split(image), self._tables, planes, strict=True):
                 cv2.LUT(plane, table, dst=target)
         return result
+
+
+class _Lent:
+    """A tensor on the host as NumPy takes it, also those of Paddle 2.6."""
+
+    def __init__(self, tensor: paddle.Tensor) -> None:
+        self._tensor = tensor
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return dlpack.to_dlpack(self._tensor)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # the host
+
+
+def _aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
+    """Return a float32 array that starts where Paddle's own tensors do, at 64 bytes."""
+    spare = _ALIGNMENT // 4
+    memory = np.empty(math.prod(shape) + spare, np.float32)
+    first = -(memory.ctypes.data // 4) % spare
+    return memory[first : first + math.prod(shape)].reshape(shape)
 
 
 def split_tail(transforms: Sequence[Transform]) -> tuple[list[Transform], NormalizeImage]:

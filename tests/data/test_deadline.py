@@ -16,28 +16,33 @@ from ppcls.utils.errors import JobError
 
 def test_results_and_errors_pass_through():
     deadline = Deadline(30)
-    assert [deadline(divmod, 7, n) for n in (2, 3)] == [(3, 1), (2, 1)]
+    assert [deadline.map(abs, items) for items in ([-2, 3], [], [-4])] == [[2, 3], [], [4]]
     with pytest.raises(ZeroDivisionError):
-        deadline(divmod, 7, 0)
-    assert deadline(int, "5") == 5
+        deadline.map(lambda n: 7 // n, [1, 0, 2])
+    assert deadline.map(int, ["5"]) == [5]
 
 
 def test_what_stalls_is_left_alone_and_the_next_call_works():
     deadline, gate = Deadline(0.1), threading.Event()
     start = time.monotonic()
-    with pytest.raises(Stalled, match="expected an answer within 0.1 s, got none"):
-        deadline(gate.wait)
+    with pytest.raises(Stalled, match="expected an answer within 0.1 s, got none") as caught:
+        deadline.map(lambda item: item or gate.wait(), [1, 2, 0, 3])
+    assert caught.value.done == 2
     assert time.monotonic() - start < 20
-    assert deadline(int, "5") == 5
+    assert deadline.map(int, ["5"]) == [5]
     gate.set()
+
+
+def test_the_limit_is_that_of_an_item():
+    assert Deadline(0.5).map(time.sleep, [0.1] * 8) == [None] * 8
 
 
 def test_a_forked_process_has_a_thread_of_its_own():
     deadline = Deadline(30)
-    deadline(int, "5")
+    deadline.map(int, ["5"])
     child = os.fork()
     if child == 0:
-        os._exit(deadline(int, "7"))
+        os._exit(deadline.map(int, ["7"])[0])
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 

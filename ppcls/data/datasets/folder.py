@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 
-from ppcls.data.datasets.base import DATASETS, ClassificationDataset, OnError, check_class_num
+from ppcls.data.datasets.base import (
+    DATASETS,
+    ClassificationDataset,
+    OnError,
+    check_class_num,
+    read_file,
+)
 from ppcls.data.datasets.lists import PathTable
 from ppcls.utils.errors import DataError
 
@@ -50,7 +55,7 @@ class ImageFolderDataset(ClassificationDataset):
         self._paths = PathTable(path for paths in found for path in paths)
 
     def read(self, index: int) -> bytes:
-        return Path(self.describe(index)).read_bytes()
+        return read_file(self.describe(index))
 
     def describe(self, index: int) -> str:
         return self._paths[index]

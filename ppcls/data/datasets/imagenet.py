@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 
-from ppcls.data.datasets.base import DATASETS, ClassificationDataset, OnError, check_class_num
+from ppcls.data.datasets.base import (
+    DATASETS,
+    ClassificationDataset,
+    OnError,
+    check_class_num,
+    read_file,
+)
 from ppcls.data.datasets.lists import PathTable, read_list
 from ppcls.utils.errors import DataError
 
@@ -53,7 +58,7 @@ class ImageNetDataset(ClassificationDataset):
         self._paths = PathTable(paths)
 
     def read(self, index: int) -> bytes:
-        return Path(self.describe(index)).read_bytes()
+        return read_file(self.describe(index))
 
     def describe(self, index: int) -> str:
         return os.path.join(self.image_root, self._paths[index])
