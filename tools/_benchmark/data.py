@@ -28,6 +28,8 @@ HELP = "the loader against PaddleClas's and paddle.vision's transforms"
 EXAMPLE = "python tools/benchmark.py data --workers 0 2 --json d.json"
 NEEDS_CONFIG = False
 
+_REFERENCES = ("paddleclas", "paddle.vision")
+_PHASES = ("train", "eval")
 _FILES = 64  # different ones; an epoch reads each several times
 _SIZE = (500, 375)  # pixels, about the mean of ImageNet
 _QUALITY = 89  # makes files of about 47 KB
@@ -35,6 +37,8 @@ _QUALITY = 89  # makes files of about 47 KB
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(turns=3)
+    for name, choices in {"reference": _REFERENCES, "phase": _PHASES}.items():
+        parser.add_argument(f"--{name}", nargs="+", choices=choices, default=choices, help="(all)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes (0 2)")
     parser.add_argument("--batch", type=int, default=64, help="images of a batch (64)")
     parser.add_argument("--batches", type=int, default=24, help="of a turn (24)")
@@ -57,9 +61,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         count = args.batch * args.batches
         mean_bytes = write_images(Path(folder), count)
         rows = []
-        for reference in references.REFERENCES:
-            for phase in ("train", "eval"):
-                pair = Pair(Path(folder), reference, phase, args.batch)
+        for reference in args.reference:
+            for phase in args.phase:
+                pair = Pair(Path(folder), references.REFERENCES[reference], phase, args.batch)
                 pair.check_pixels(min(count, _FILES))
                 rows += [row for n in args.workers for row in pair.measure(n, args.turns)]
     report = measure.report(rows)

@@ -212,4 +212,4 @@ class PaddleVision(Reference):
         return np.asarray(transforms.hflip(part) if _flip_draw(rng) else part)
 
 
-REFERENCES = (PaddleClas(), PaddleVision())
+REFERENCES = {"paddleclas": PaddleClas(), "paddle.vision": PaddleVision()}
