@@ -3,7 +3,8 @@
 import benchmark
 import numpy as np
 import pytest
-from _benchmark import measure, postprocess
+from _benchmark import data, measure, postprocess
+from _benchmark.data_references import REFERENCES
 from _benchmark.infer import Case, Contestant, compare, markdown
 
 from ppcls.utils.errors import JobError
@@ -13,6 +14,8 @@ from ppcls.utils.errors import JobError
     ("arguments", "line"),
     [
         (["postprocess", "--turns", "0"], "--turns: expected 1 or more, got 0"),
+        (["data", "--batches", "0"], "--batches: expected 1 or more, got 0"),
+        (["data", "--workers", "2", "-1"], "--workers: expected numbers from 0, got [2, -1]"),
         (["infer", "--runs", "0"], "--runs: expected 1 or more, got 0"),
         (["infer", "--arch", "HarDNet86"], "--arch: expected one of HarDNet39_ds, "),
         (["infer", "--size", "224", "0"], "--size: expected numbers from 1, got [224, 0]"),
@@ -74,3 +77,25 @@ def test_other_detections_are_no_result():
     for other in (rows[:0], rows + np.float32(1e-2)):
         with pytest.raises(JobError, match="case: expected the loop's"):
             postprocess._check_same("case", rows, other)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    assert 40_000 < data.write_images(folder, 6) < 54_000
+    return folder
+
+
+@pytest.mark.parametrize("phase", ["train", "eval"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_both_sides_of_data_loading_see_the_same_pixels(photographs, name, phase, monkeypatch):
+    pytest.importorskip("simplejpeg")
+    reference = REFERENCES[name]
+    pair = data.Pair(photographs, reference, phase, batch=2)
+    pair.check_pixels(3)
+    images, labels = next(iter(reference.loader(photographs, phase, 2, workers=0)))
+    assert images.shape == [2, 3, 224, 224] and images.numpy().std() > 0.5 and len(labels) == 2
+    wanted = reference.pixels
+    monkeypatch.setattr(reference, "pixels", lambda *args: wanted(*args)[::-1])
+    with pytest.raises(JobError, match="image 0: expected the same pixels, off by"):
+        pair.check_pixels(3)
