@@ -72,7 +72,8 @@ def choose_pipeline(
             raise ConfigError(f"{where}.loader.pipeline: fast is not possible: {reason}") from None
         _logger.info("%s: plain pipeline: %s", where, reason)
         return Pipeline(dataset)
-    decoder = f"JPEG by simplejpeg {jpeg.version()}, " if jpeg.version() else ""
+    decodes = any(isinstance(op, jpeg.DecodeJpeg) for op in pipeline.dataset.transforms.transforms)
+    decoder = f"JPEG by simplejpeg {jpeg.version()}, " if decodes else ""
     _logger.info("%s: fast pipeline: %suint8 batches, normalised as a whole", where, decoder)
     return pipeline
 
