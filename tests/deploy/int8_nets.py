@@ -36,6 +36,22 @@ def classifier(batch=None, width=8, outlier=0.0):
     return Model([logits], [image], "classifier")
 
 
+def narrow():
+    """Convolutions down to maps of 1x1, a depthwise one there, and a linear layer."""
+    rng = np.random.default_rng(3)
+    image = x = _image(None)
+    for number, channels in enumerate((3, 16, 16, 16)):
+        weight = rng.standard_normal((16, channels, 3, 3)).astype(np.float32) / 4
+        strided = ops.convolution(
+            x, ops.constant(weight), [2, 2], [1, 1], [1, 1], [1, 1], name=f"conv{number + 1}"
+        )
+        x = _finish(strided, np.full((1, 16, 1, 1), 0.3, np.float32), True)
+    x = _depthwise(rng, x, 16, "depthwise")
+    x = ops.squeeze(ops.reduce_mean(x, np.array([2, 3]), keep_dims=True), np.array([2, 3]))
+    weight = rng.standard_normal((16, CLASSES)).astype(np.float32)
+    return Model([ops.matmul(x, ops.constant(weight), False, False)], [image], "narrow")
+
+
 def detector():
     """A head for boxes and one for scores, with decoding and suppression inside the network.
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ppcls.deploy import openvino_packages, quantize, sensitivity
+from ppcls.deploy.compiled import Compiled, CompiledModel
 from ppcls.deploy.package import InputSpec, Manifest
 from ppcls.deploy.quantize import QuantizeConfig
 from ppcls.utils.errors import DataError, JobError, UserError
@@ -63,12 +64,20 @@ def test_int8_computes_nearly_what_float_does(result):
 
 
 def test_every_layer_computes_in_int8_and_nothing_returns_to_float_in_between(result):
-    runtime = quantize.CompiledModel(result.model)._compiled.get_runtime_model()
+    runtime = Compiled(result.model, {}).for_batch(1).get_runtime_model()
     wide = {"Convolution", "Concatenation", "Pooling"}
     found = [op.get_rt_info() for op in runtime.get_ordered_ops()]
     body = [info for info in found if info["layerType"].astype(str) in wide]
     assert len(body) >= 6
     assert {info["outputPrecisions"].astype(str) for info in body} <= {"u8", "i8"}
+
+
+def test_an_image_alone_gives_what_it_gives_among_others():
+    compiled = CompiledModel(run(int8_nets.narrow(), max_drop=1e3).model)
+    batch = np.concatenate(int8_nets.images(4, seed=5))
+    together = compiled(batch)[0]
+    alone = np.concatenate([compiled(batch[i : i + 1])[0] for i in range(4)])
+    np.testing.assert_allclose(alone, together, atol=1e-5)
 
 
 def test_branches_of_a_concatenation_share_a_scale(result):
