@@ -36,7 +36,7 @@ def openvino_core() -> Any:
 def import_nncf(needed_by: str) -> ModuleType:
     """Return the package `nncf`, silenced below warnings. Raises UserError when it is missing."""
     nncf = _import("nncf", needed_by)
-    nncf.set_log_level(logging.WARNING)
+    logging.getLogger("nncf").setLevel(logging.WARNING)  # its own way changes handlers too
     return nncf
 
 
