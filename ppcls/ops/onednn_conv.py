@@ -22,9 +22,10 @@ WEIGHT, BIAS = 33, 41  # arguments
 _DIRECT = 1  # dnnl_alg_kind_t
 _QUERIES = {SOURCE: 129, WEIGHT: 131, TARGET: 133}  # for the layout wanted; +1: of the gradient
 _SCRATCH = {SOURCE: "source", WEIGHT: "weight", TARGET: "target", BIAS: ""}
-# A 1x1 convolution of larger maps is faster as a matrix product of tensors left as they are than in
-# oneDNN's own layout with the tensors brought there and back (measured on AVX-512).
-_PIXELS_FOR_PRODUCT = 128
+# A 1x1 convolution of larger maps is faster as a product of matrices left as they are than in
+# oneDNN's own layout, with tensors brought there and back (measured on AVX-512). Smaller ones are
+# slower, and for a single pixel oneDNN has no fast product at all.
+_PIXELS_FOR_PRODUCT, _PIXELS_FOR_WEIGHT_PRODUCT = 128, 32
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,9 @@ class Geometry:
     def kernel(self) -> tuple[int, int]:
         return self.weight[2:]
 
-    @property
-    def is_product(self) -> bool:
-        """Whether tensors stay in Paddle's layout, forward and for the source's gradient."""
-        pixels = self.target[2] * self.target[3]
-        return self.kernel == (1, 1) and pixels >= _PIXELS_FOR_PRODUCT
+    def is_product(self, pixels: int) -> bool:
+        """Whether this is a 1x1 convolution whose result has so many pixels or more."""
+        return self.kernel == (1, 1) and self.target[2] * self.target[3] >= pixels
 
     @property
     def grouped_weight(self) -> tuple[int, ...]:
@@ -108,7 +107,7 @@ class Convolution:
             dims_of([dilation - 1 for dilation in geometry.dilation]),
             *[dims_of(geometry.padding)] * 2,
         ]
-        self._hint = self._describe_primitive("forward", geometry.is_product)
+        self._hint = self._describe_primitive("forward", geometry.is_product(_PIXELS_FOR_PRODUCT))
 
     @functools.cached_property
     def forward(self) -> Primitive:
@@ -120,7 +119,7 @@ class Convolution:
     def backward_weight(self) -> Primitive:
         """Called with the addresses of source, the target's gradient, and those it writes: the
         gradients of weight (and bias)."""
-        is_plain = self.geometry.kernel == (1, 1)
+        is_plain = self.geometry.is_product(_PIXELS_FOR_WEIGHT_PRODUCT)
         made = self._describe_primitive("backward_weights", is_plain, self._hint)
         results = [WEIGHT, *self._bias]
         return self._make(made, [SOURCE, TARGET, *results], results, [TARGET, *results])
@@ -129,7 +128,8 @@ class Convolution:
     def backward_source(self) -> Primitive:
         """Called with the addresses of weight, the target's gradient, and the one it writes: the
         source's gradient."""
-        made = self._describe_primitive("backward_data", self.geometry.is_product, self._hint)
+        is_plain = self.geometry.is_product(_PIXELS_FOR_PRODUCT)
+        made = self._describe_primitive("backward_data", is_plain, self._hint)
         return self._make(made, [WEIGHT, TARGET, SOURCE], [SOURCE], [TARGET, SOURCE])
 
     @property
