@@ -101,7 +101,7 @@ def _can_run(inputs: list[paddle.Tensor]) -> bool:
     )
 
 
-def _geometry(layer: nn.Conv2D, shape: tuple[int, ...]) -> Geometry | None:
+def _geometry(layer: nn.Conv2D, shape: tuple[int, ...]) -> Geometry:
     """What the layer computes for an input of `shape`."""
     channels_last = layer._data_format == "NHWC"
     if channels_last:
