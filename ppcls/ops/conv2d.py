@@ -46,6 +46,11 @@ def accelerate(layer: nn.Conv2D) -> nn.Conv2D:
     return layer
 
 
+def is_accelerated(layer: nn.Layer) -> bool:
+    """Whether the `forward` of this layer is the one `accelerate` put there."""
+    return getattr(vars(layer).get("forward"), "__func__", None) is _forward
+
+
 def describe() -> str:
     """Say in a few words what computes convolutions of float32 on a CPU."""
     found = library()
