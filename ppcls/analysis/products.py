@@ -13,6 +13,7 @@ from paddle import nn
 from paddle.vision.ops import DeformConv2D
 
 from ppcls.analysis.cost import Kind, LayerCost
+from ppcls.ops.conv2d import is_accelerated
 
 Form = Literal["conv", "transposed", "matmul"]
 
@@ -75,7 +76,7 @@ def multiplies(kernel: str) -> bool:
 
 def layer_form(layer: nn.Layer) -> Form | None:
     """Return what a call of this layer is, or None: also where its `forward` was replaced."""
-    if "forward" in vars(layer):
+    if "forward" in vars(layer) and not is_accelerated(layer):
         return None
     forms = [form for base, form in LAYERS.items() if type(layer).forward is base.forward]
     return forms[0] if forms else None

@@ -36,6 +36,7 @@ from ppcls.engine.trainer import Trainer
 from ppcls.loss import CombinedLoss, build_loss
 from ppcls.metric import build_metric
 from ppcls.metric.detection import build_detection_metrics
+from ppcls.ops import conv2d
 from ppcls.optimizer import build_optimizer, build_schedule
 from ppcls.utils import distributed, fileio, schema, seeding
 from ppcls.utils import logger as log
@@ -74,12 +75,13 @@ def open_session(path: str, overrides: Sequence[str], runtime_note: str) -> Sess
     device = parallel.select_device(recipe.Global.device)
     parallel.start()
     logger.info(
-        "paddle %s on %s, process %d of %d, %s",
+        "paddle %s on %s, process %d of %d, %s, convolution on a CPU: %s",
         paddle.__version__,
         device,
         distributed.rank(),
         distributed.world_size(),
         runtime_note,
+        conv2d.describe(),
     )
     return Session(recipe, device)
 

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,13 +101,15 @@ class Contestant:
 class Worker:
     """The process of a contestant."""
 
+    script = _WORKER
+
     def __init__(self, contestant: Contestant, threads: int, shape: list[int]) -> None:
         self.contestant = contestant
         spec = {**contestant.spec, "threads": threads, "shape": shape, "warmup": WARMUP}
         environment = {k: v for k, v in os.environ.items() if k not in _CHOSEN}
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            [sys.executable, str(_WORKER), json.dumps(spec)],
+            [sys.executable, str(self.script), json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -255,12 +257,18 @@ class Preparation:
             yield self._form(folder, "openvino", name, "float32", "float32", is_ours=False)
 
 
-def compete(case: Case, contestants: list[Contestant], args: argparse.Namespace) -> None:
+def compete(
+    case: Case,
+    contestants: Sequence[Contestant],
+    args: argparse.Namespace,
+    worker_type: type[Worker] = Worker,
+) -> None:
+    """Let the contestants of a case take turns."""
     shape = [case.batch, 3, case.size, case.size]
     workers: list[Worker] = []
     try:
         for contestant in contestants:
-            workers.append(Worker(contestant, args.threads, shape))
+            workers.append(worker_type(contestant, args.threads, shape))
             workers[-1].answer()
         for turn in range(args.turns):
             first = turn % len(workers)

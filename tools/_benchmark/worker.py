@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -156,26 +156,37 @@ def peak_bytes() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
-def main() -> int:
-    # Libraries print what they like; the answers have the pipe for themselves.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    spec = json.loads(sys.argv[1])
-    run = OPENERS[spec["kind"]](spec)
-    x = np.random.default_rng(0).standard_normal(spec["shape"]).astype(np.float32)
+def serve(spec: dict[str, Any], answers: TextIO, measure: Callable[[], Any]) -> None:
+    """Answer the lines of standard input: a number with so many measurements."""
     for _ in range(spec["warmup"]):
-        run(x)
+        measure()
     print(json.dumps("ready"), file=answers)
     for line in sys.stdin:
         if line.strip() == "end":
             break
-        times = []
-        for _ in range(int(line)):
-            start = time.perf_counter()
-            run(x)
-            times.append(1000 * (time.perf_counter() - start))
-        print(json.dumps(times), file=answers)
+        print(json.dumps([measure() for _ in range(int(line))]), file=answers)
     print(json.dumps(peak_bytes()), file=answers)
+
+
+def answers_alone() -> TextIO:
+    """Standard output for the answers; what libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return answers
+
+
+def main() -> int:
+    answers = answers_alone()
+    spec = json.loads(sys.argv[1])
+    run = OPENERS[spec["kind"]](spec)
+    x = np.random.default_rng(0).standard_normal(spec["shape"]).astype(np.float32)
+
+    def milliseconds() -> float:
+        start = time.perf_counter()
+        run(x)
+        return 1000 * (time.perf_counter() - start)
+
+    serve(spec, answers, milliseconds)
     return 0
 
 

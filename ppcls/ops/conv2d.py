@@ -1,0 +1,186 @@
+"""The 2-D convolution of a `paddle.nn.Conv2D` on a CPU: oneDNN's in training and evaluation.
+
+`accelerate` changes how a layer computes, not what: same parameters, same state-dict keys, the same
+class (Paddle's own tools look layers up by their exact class), results equal to float32 rounding.
+It concerns float32 tensors on a CPU in dynamic mode, in training and where no gradient is wanted.
+Everything else takes Paddle's own operator: float64, automatic mixed precision, a GPU, gradients in
+evaluation mode, and every static graph, so that an exported program holds nothing but operators of
+Paddle's. In training mode, `paddle.grad` for some inputs only and second derivatives are beyond
+what a PyLayer can do: `PPCLS_CONV=paddle` in the environment is for them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from pathlib import Path
+from types import MethodType
+
+import paddle
+from paddle import nn
+from paddle.autograd import PyLayer
+
+from ppcls.ops.onednn import Library, OneDNNError
+from ppcls.ops.onednn_conv import Convolution, Geometry
+from ppcls.utils.errors import UserError
+
+logger = logging.getLogger("ppcls")
+
+VARIABLE = "PPCLS_CONV"
+CHOICES = ("auto", "paddle")
+Pair = tuple[int, int]
+_CACHED = 2048  # convolutions of different geometry: some 20 image sizes of the largest network
+
+
+def accelerate(layer: nn.Conv2D) -> nn.Conv2D:
+    """Let `layer` compute with oneDNN where it can, and return it.
+
+    With `PPCLS_CONV=paddle` in the environment, or where Paddle's package holds no oneDNN, it goes
+    on with Paddle's own convolution; `describe` says which it is.
+    """
+    window = _window(layer)
+    if window is not None and library() is not None:
+        layer._window = window
+        layer.forward = MethodType(_forward, layer)
+    return layer
+
+
+def is_accelerated(layer: nn.Layer) -> bool:
+    """Whether the `forward` of this layer is the one `accelerate` put there."""
+    return getattr(vars(layer).get("forward"), "__func__", None) is _forward
+
+
+def describe() -> str:
+    """Say in a few words what computes convolutions of float32 on a CPU."""
+    found = library()
+    return "Paddle's own" if found is None else f"oneDNN {found.version}"
+
+
+@functools.cache
+def library() -> Library | None:
+    """The oneDNN in Paddle's package; None without one, or when the user wants Paddle's own."""
+    wanted = os.environ.get(VARIABLE, "auto")
+    if wanted not in CHOICES:
+        raise UserError(f"{VARIABLE}: expected one of {', '.join(CHOICES)}, got {wanted!r}")
+    if wanted == "paddle":
+        return None
+    for path in sorted((Path(paddle.__file__).parent / "libs").glob("libdnnl.so*")):
+        try:
+            return Library(path)
+        except (OSError, AttributeError, OneDNNError) as error:
+            logger.debug("%s: not used: %s", path, error)
+    return None
+
+
+def _window(layer: nn.Conv2D) -> tuple[Pair, Pair, Pair] | None:
+    """Stride, padding and dilation; None for a padding that differs between two sides."""
+    padding = layer._padding
+    pads = [padding] * 2 if isinstance(padding, int) else padding
+    is_plain = isinstance(pads, list | tuple) and all(isinstance(pad, int) for pad in pads)
+    if not is_plain or len(pads) != 2 or layer._padding_mode != "zeros":
+        return None
+    return tuple(layer._stride), tuple(pads), tuple(layer._dilation)
+
+
+def _forward(self: nn.Conv2D, x: paddle.Tensor) -> paddle.Tensor:
+    """The layer's `forward`: oneDNN where it can, else that of its class."""
+    inputs = [x, self.weight] if self.bias is None else [x, self.weight, self.bias]
+    if not (paddle.in_dynamic_mode() and _can_run(inputs)):
+        return type(self).forward(self, x)
+    if paddle.is_grad_enabled() and not all(tensor.stop_gradient for tensor in inputs):
+        if not self.training:  # a PyLayer breaks paddle.grad(loss, [images]), made of eval mode
+            return type(self).forward(self, x)
+        return _Conv2D.apply(_geometry(self, tuple(x.shape)), *inputs)
+    return _run(_geometry(self, tuple(x.shape)), [tensor.contiguous() for tensor in inputs])
+
+
+def _can_run(inputs: list[paddle.Tensor]) -> bool:
+    """Whether oneDNN's float32 convolution is what the caller asked for."""
+    if paddle.base.framework._dygraph_tracer()._amp_level != paddle.base.core.AmpLevel.O0:
+        return False
+    x, weight = inputs[:2]
+    is_batch = len(x.shape) == 4 and 0 not in x.shape
+    return is_batch and all(
+        tensor.dtype == paddle.float32 and tensor.place.is_cpu_place() for tensor in inputs
+    )
+
+
+def _geometry(layer: nn.Conv2D, shape: tuple[int, ...]) -> Geometry:
+    """What the layer computes for an input of `shape`."""
+    channels_last = layer._data_format == "NHWC"
+    if channels_last:
+        shape = (shape[0], shape[3], shape[1], shape[2])
+    stride, padding, dilation = layer._window
+    return Geometry(
+        source=shape,
+        weight=tuple(layer.weight.shape),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=layer._groups,
+        has_bias=layer.bias is not None,
+        channels_last=channels_last,
+    )
+
+
+@functools.lru_cache(_CACHED)
+def _convolution(geometry: Geometry) -> Convolution:
+    found = library()
+    assert found is not None
+    return Convolution(found, geometry)
+
+
+def _run(geometry: Geometry, inputs: list[paddle.Tensor]) -> paddle.Tensor:
+    result = paddle.empty(geometry.target_shape)
+    _convolution(geometry).forward(*(t.data_ptr() for t in (*inputs, result)))
+    return result
+
+
+class _Conv2D(PyLayer):
+    """The convolution of `geometry` with its gradients."""
+
+    @staticmethod
+    def forward(ctx, geometry: Geometry, *inputs: paddle.Tensor) -> paddle.Tensor:
+        ctx.geometry = geometry
+        ctx.wanted = [not tensor.stop_gradient for tensor in inputs]
+        inputs = [tensor.contiguous() for tensor in inputs]
+        ctx.save_for_backward(*inputs)
+        return _run(geometry, inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
+        if paddle.is_grad_enabled():  # create_graph: oneDNN's gradients have none of their own
+            raise RuntimeError(
+                f"second derivatives in training: expected {VARIABLE}=paddle in the environment, "
+                f"found oneDNN's convolution"
+            )
+        inputs = ctx.saved_tensor()
+        gradients = [
+            paddle.empty_like(tensor) if is_wanted else None
+            for tensor, is_wanted in zip(inputs, ctx.wanted, strict=True)
+        ]
+        _run_backward(ctx.geometry, inputs, gradient.contiguous(), gradients)
+        return tuple(gradients)
+
+
+def _run_backward(
+    geometry: Geometry,
+    inputs: tuple[paddle.Tensor, ...],
+    gradient: paddle.Tensor,
+    results: list[paddle.Tensor | None],
+) -> None:
+    """Fill `results`, the gradients of `inputs`, where they are wanted."""
+    convolution = _convolution(geometry)
+    x, weight = (tensor.data_ptr() for tensor in inputs[:2])
+    target = gradient.data_ptr()
+    of_x, *of_parameters = results
+    if any(result is not None for result in of_parameters):
+        # oneDNN computes both or none: the one nobody wants goes into memory that is dropped.
+        filled = [
+            paddle.empty_like(tensor) if result is None else result
+            for tensor, result in zip(inputs[1:], of_parameters, strict=True)
+        ]
+        convolution.backward_weight(x, target, *(tensor.data_ptr() for tensor in filled))
+    if of_x is not None:
+        convolution.backward_source(weight, target, of_x.data_ptr())

@@ -1,0 +1,135 @@
+"""The case `train`: steps of training, on images that are made up.
+
+Each contestant has a process of its own (see `train_worker`) and all take turns. The reference is
+the network of PaddleClas's wheel in a process as the wheel starts it, with no setting of this
+project's; with PyTorch installed, also a twin in PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from _benchmark import infer, measure
+from _benchmark.infer import CLASSIFIERS, Case, Contestant, Worker
+
+HELP = "steps of training: data, forward, backward, optimizer"
+EXAMPLE = "python tools/benchmark.py train --arch HarDNet39_ds --batch 16 --json t.json"
+NEEDS_CONFIG = False
+PHASES = ("data", "forward", "backward", "optimizer")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ppcls.utils.runtime import usable_cores
+
+    parser.set_defaults(turns=3)
+    parser.add_argument("--arch", action="append", help=f"of {', '.join(CLASSIFIERS)} (all)")
+    parser.add_argument("--size", type=int, nargs="+", default=[224], help="pixels (224)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[16], help="images (16)")
+    parser.add_argument("--runs", type=int, default=5, help="steps in a turn (5)")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="(all cores)")
+    parser.add_argument("--recompute", action="store_true", help="also ours with recompute")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
+
+
+@dataclass
+class Trained(Contestant):
+    """A contestant whose turns hold steps; a step is the milliseconds of its phases."""
+
+    phases: list[list[list[float]]] = field(default_factory=list)
+
+    def take(self, steps: list[list[float]]) -> None:
+        """Keep the steps of a turn."""
+        self.phases.append(steps)
+        self.turns.append([sum(step) for step in steps])
+
+    def result(self, case: Case) -> dict[str, Any]:
+        steps = [step for turn in self.phases for step in turn]
+        columns = zip(PHASES, zip(*steps, strict=True), strict=True)
+        parts = {f"ms_{name}": statistics.median(times) for name, times in columns}
+        return {**super().result(case), **parts}
+
+
+class TrainWorker(Worker):
+    script = Path(__file__).with_name("train_worker.py")
+
+    def turn(self, runs: int) -> None:
+        self.ask("1")
+        self.contestant.take(self.ask(str(runs)))
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Time the steps of every contestant of every network, batch and size."""
+    args.plot = None
+    infer.check_arguments(args)
+    results: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for network in args.arch or CLASSIFIERS:
+        for size in args.size:
+            for batch in args.batch:
+                case = Case(network, batch, size)
+                found = list(contestants(network, args))
+                infer.compete(case, found, args, TrainWorker)
+                results += [contestant.result(case) for contestant in found]
+                rows += compare(case, found)
+    report = measure.report(rows)
+    report["results"] = results
+    report["versions"] |= infer.package_versions()
+    report["machine"]["threads"] = args.threads
+    print(markdown(results))
+    if args.markdown:
+        args.markdown.write_text(markdown(results) + "\n", encoding="utf-8")
+    return report
+
+
+def contestants(network: str, args: argparse.Namespace) -> Iterator[Trained]:
+    threads = {"PPCLS_NUM_THREADS": str(args.threads)}
+    ours = {"kind": "ours", "network": network}
+    yield Trained("ours", True, "float32", {**ours, "recompute": False}, environment=threads)
+    if args.recompute:
+        spec = {**ours, "recompute": True}
+        yield Trained("ours, recompute", True, "float32", spec, environment=threads)
+    for package, name in (("paddleclas", "PaddleClas's wheel, as it starts"), ("torch", "PyTorch")):
+        if importlib.util.find_spec(package) is None:
+            print(f"{network}: without {name}: no package {package!r}", flush=True)
+            continue
+        kind = {"paddleclas": "wheel"}.get(package, package)
+        yield Trained(name, False, "float32", {"kind": kind, "network": network})
+
+
+def compare(case: Case, found: list[Trained]) -> Iterator[dict[str, Any]]:
+    """Rows: ours against each reference, and each other form of ours against the first."""
+    ours, *others = found
+    for other in others:
+        pairs = [
+            (1000 * case.batch / one, 1000 * case.batch / two)
+            for one, two in zip(ours.medians, other.medians, strict=True)
+        ]
+        row = measure.row(str(case), (ours.name, other.name), "images/s", pairs)
+        if ours.peak_bytes and other.peak_bytes:
+            row["peak_ratio"] = other.peak_bytes / ours.peak_bytes
+        yield row
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """A table of all contestants, in the order they were measured."""
+    lines = [
+        "| network | batch | size | what trains it | images/s | ms a step | p5 | p90 | "
+        + " | ".join(PHASES)
+        + " | peak MiB |",
+        "|---" * (9 + len(PHASES)) + "|",
+    ]
+    for r in results:
+        name = f"**{r['name']}**" if r["side"] == "ours" else r["name"]
+        parts = " | ".join(f"{r[f'ms_{phase}']:.1f}" for phase in PHASES)
+        peak = f"{r['peak_bytes'] / 2**20:.0f}" if r["peak_bytes"] else ""
+        lines.append(
+            f"| {r['network']} | {r['batch']} | {r['size']} | {name} | {r['images_per_s']:.1f} "
+            f"| {r['ms_median']:.0f} | {r['ms_p5']:.0f} | {r['ms_p90']:.0f} | {parts} | {peak} |"
+        )
+    return "\n".join(lines)
