@@ -122,7 +122,8 @@ def picture(args: argparse.Namespace) -> bytes:
 def load(args: argparse.Namespace) -> dict[str, Any]:
     body = picture(args)
     with ServerProcess(args) as server:
-        server.load(body, args.clients, max(args.clients, args.requests // 10))
+        # Each thread has its own heap, which grows for a while.
+        server.load(body, args.clients, max(args.clients, args.requests // 4))
         before = server.memory()
         tally = server.load(body, args.clients, args.requests)
         growth, peak = server.memory() - before, server.memory("VmHWM")
