@@ -222,8 +222,7 @@ class Preparation:
             precision = "int8" if form == "openvino-int8" else "float32"
             yield self._form(self.folder / "ours", form, form, precision, "float32")
         if self.made["has_bfloat16"]:
-            # Paddle 3.3.1 ends at post-processing in bfloat16: "operator < dequantize > error".
-            for form in ("openvino",) if self.is_detector else ("openvino", "paddle"):
+            for form in ("openvino", "paddle"):
                 if form in self.made["forms"]:
                     name = f"{form} in bfloat16"
                     yield self._form(self.folder / "ours", form, name, "bfloat16", "bfloat16")
