@@ -3,7 +3,7 @@
 import benchmark
 import numpy as np
 import pytest
-from _benchmark import data, measure, postprocess
+from _benchmark import data, measure, networks, postprocess
 from _benchmark.data_references import REFERENCES
 from _benchmark.infer import Case, Contestant, compare, markdown
 
@@ -64,6 +64,16 @@ def test_ratios_are_those_of_turns_against_each_reference():
     ]
     table = markdown([side.result(case) for side in sides]).splitlines()
     assert len(table) == 7 and "**openvino-int8**" in table[2] and " 400.0 " in table[2]
+
+
+def test_a_detector_is_given_the_sizes_of_its_images_too():
+    name = "SSD300_HarDNet68"
+    assert networks.DETECTORS[name] == ("SSD_HarDNet68", 300)
+    image, sizes = networks.inputs(name, 2, 300)
+    assert image.shape == (2, 3, 300, 300) and image.dtype == np.float32
+    assert sizes.tolist() == [[640, 427]] * 2 and sizes.dtype == np.float32
+    np.testing.assert_array_equal(networks.inputs(name, 1, 300)[0], image[:1])
+    assert len(networks.inputs("HarDNet68", 1, 32)) == 1
 
 
 def test_a_ratio_above_1_is_ours(capsys):

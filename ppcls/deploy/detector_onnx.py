@@ -25,12 +25,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 PREFIX = "postprocess/"  # all names of what is added begin so
-# What int8 must leave alone, as arguments of `nncf.IgnoredScope`: post-processing, and the length
-# of a vector in L2Norm, whose sum of squares would be one of 256 steps.
-INT8_IGNORED = {
-    "patterns": [f"^{PREFIX}.*"],
-    "types": ["Multiply", "Power", "ReduceSum", "Sqrt", "Divide"],
-}
 
 
 def write_onnx(

@@ -252,7 +252,8 @@ class _Job:
 
     def attempt(self, ranges: Ranges, reverted: list[str]) -> _Candidate:
         """Quantise all layers but `reverted`, and evaluate."""
-        ignored = [*sensitivity.post_processing(self.model), *reverted]
+        floats = sensitivity.post_processing(self.model), sensitivity.normalizations(self.model)
+        ignored = [*floats[0], *floats[1], *reverted]
         inputs = [name_inputs(item) for item in self.items]
         plain = run_nncf(self.model, inputs, ignored, ranges, self.config)
         if not sensitivity.quantized_layers(plain):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,13 +57,31 @@ def post_processing(model: Any) -> list[str]:
     behind: set[str] = set()
     found = []
     for op in model.get_ordered_ops():
-        sources = {port.get_source_output().get_node().get_friendly_name() for port in op.inputs()}
         name = op.get_friendly_name()
-        if name in data and name not in own and sources & (own | behind):
+        if name in data and name not in own and _sources(op) & (own | behind):
             behind.add(name)
             if op.get_type_name() != "Result":
                 found.append(name)
     return found
+
+
+def normalizations(model: Any) -> list[str]:
+    """Return the names of all operations that divide a value by what is computed from it.
+
+    A vector by its length, say: the square root of a sum of squares, which spans far more than 256
+    steps. Those between the value and the divisor are among them, and a multiplication behind the
+    division by weights, whose product int8 would otherwise round twice.
+    """
+    data, ops = _data_nodes(model), model.get_ordered_ops()
+    found: set[str] = set()
+    for op in ops:
+        if op.get_type_name() != "Divide":
+            continue
+        value, divisor = (op.input_value(i).get_node().get_friendly_name() for i in range(2))
+        between = _between(ops, value, divisor) if value in data else set()
+        if between:
+            found |= {*between, op.get_friendly_name(), *_scales(op, data)}
+    return [name for op in ops if (name := op.get_friendly_name()) in found]
 
 
 def network_error(model: Any, quantized: Any, items: Sequence[Sequence[np.ndarray]]) -> float:
@@ -110,10 +128,7 @@ def _data_nodes(model: Any) -> set[str]:
     """Return the names of the operations that depend on an input of the model."""
     found: set[str] = set()
     for op in model.get_ordered_ops():
-        sources = (port.get_source_output().get_node() for port in op.inputs())
-        if op.get_type_name() == "Parameter" or any(
-            source.get_friendly_name() in found for source in sources
-        ):
+        if op.get_type_name() == "Parameter" or _sources(op) & found:
             found.add(op.get_friendly_name())
     return found
 
@@ -125,6 +140,34 @@ def _is_layer(op: Any, data: set[str]) -> bool:
     return source in data and weight not in data
 
 
+def _sources(op: Any) -> set[str]:
+    """Return the names of the operations whose results an operation takes."""
+    return {port.get_source_output().get_node().get_friendly_name() for port in op.inputs()}
+
+
+def _between(ops: Sequence[Any], start: str, end: str) -> set[str]:
+    """Return the names of all operations on ways from `start` to `end`, `end` among them.
+
+    ops: in the order of execution. Ways through a layer do not count.
+    """
+    behind, before = {start}, {end}
+    for op in ops:
+        if op.get_type_name() not in _LAYERS and _sources(op) & behind:
+            behind.add(op.get_friendly_name())
+    for op in reversed(ops):
+        if op.get_friendly_name() in before:
+            before |= _sources(op)
+    return behind & before - {start}
+
+
+def _scales(op: Any, data: set[str]) -> Iterator[str]:
+    """Yield the names of the multiplications of an operation's result by weights."""
+    for port in op.output(0).get_target_inputs():
+        node = port.get_node()
+        if node.get_type_name() == "Multiply" and not _sources(node) <= data:
+            yield node.get_friendly_name()
+
+
 def _network_outputs(model: Any) -> list[Any]:
     """Return the last layers, or the addition of their bias, sorted by the layer's name."""
     data, leads = _data_nodes(model), set()
@@ -134,7 +177,7 @@ def _network_outputs(model: Any) -> list[Any]:
         if is_layer and name not in leads:
             last.append(op)
         if is_layer or name in leads:
-            leads |= {p.get_source_output().get_node().get_friendly_name() for p in op.inputs()}
+            leads |= _sources(op)
     last.sort(key=lambda op: op.get_friendly_name())
     return [_with_bias(op, data) for op in last]
 

@@ -61,7 +61,7 @@ def detector_plan(session: Session, options: GraphOptions) -> Plan:
             detection=dataclasses.asdict(post),
         ),
         checks=[_check(whole, batch) for batch in _batches(images, options.batch)],
-        compare=_compare,
+        compare=compare_detections,
     )
 
 
@@ -102,5 +102,6 @@ def _check(detector: Detector, images: Sequence[PreparedImage]) -> Check:
     return Check(inputs, [output.numpy() for output in outputs])
 
 
-def _compare(expected: Arrays, found: Arrays) -> Difference:
+def compare_detections(expected: Arrays, found: Arrays) -> Difference:
+    """Compare a detector's outputs; the difference is absolute, see `worst_difference`."""
     return Difference(worst_difference(expected, found), 1.0)

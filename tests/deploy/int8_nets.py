@@ -52,6 +52,19 @@ def narrow():
     return Model([ops.matmul(x, ops.constant(weight), False, False)], [image], "narrow")
 
 
+def normalized():
+    """A convolution, each position of its map scaled to length 1 over the channels, and a head."""
+    rng = np.random.default_rng(3)
+    image = _image(None)
+    x = _conv(rng, image, 3, 16, "conv")
+    squares = ops.reduce_sum(ops.multiply(x, x, name="square"), np.array([1]), True, name="sum")
+    length = ops.add(ops.sqrt(squares, name="root"), np.float32(1e-10), name="length")
+    unit = ops.divide(x, length, name="unit")
+    scale = ops.constant(rng.uniform(15, 25, (1, 16, 1, 1)).astype(np.float32))
+    scaled = ops.multiply(scale, unit, name="scaled")
+    return Model([_conv(rng, scaled, 16, 4, "head", activate=False)], [image], "normalized")
+
+
 def detector():
     """A head for boxes and one for scores, with decoding and suppression inside the network.
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import paddle
 import pytest
+from paddle import nn
 
 from ppcls.arch.detection.postprocess import COCO
 from ppcls.arch.detection.ssd import SSD
 from ppcls.arch.detection.ssd_plan import SSD_VARIANTS
+from ppcls.deploy import programs
 from ppcls.deploy.detector import Detector, input_specs, worst_difference
 from ppcls.deploy.old_ir import traceable
 
@@ -97,6 +99,28 @@ def test_paddle_2_format(detector, saved, wanted, tmp_path):
     check(load_paddle(prefix, ".pdmodel"), wanted)
     weights = [path.with_suffix(".pdiparams").read_bytes() for path in (prefix, saved)]
     assert weights[0] == weights[1]
+
+
+class Echo(nn.Layer):
+    """A network that gives its image [N, 3, 2, 2] as offsets and scores of three priors."""
+
+    def forward(self, image):
+        values = image.reshape([-1, 3, 4])
+        return 0 * values, values
+
+
+def test_a_picture_without_objects(tmp_path):
+    priors = np.array([[0.2, 0.2, 0.1, 0.1], [0.5, 0.5, 0.1, 0.1], [0.8, 0.8, 0.1, 0.1]], "float32")
+    detector = Detector(Echo(), priors, 4, COCO)
+    programs.save(detector, input_specs(2), tmp_path, "detector")
+    background = np.tile(np.array([9, 0, 0, 0], "float32"), (2, 3)).reshape(2, 3, 2, 2)
+    half = background.copy()
+    half[1, 2, 0, 1] = 9
+    for suffix in (".json", ".pdmodel") if programs.has_pir() else (".pdmodel",):
+        run = load_paddle(tmp_path / "detector", suffix)
+        for images, wanted in ((background, [0, 0]), (half, [0, 1]), (background[:1], [0])):
+            rows, counts = run([images, SIZES[: len(images)]])
+            assert counts.tolist() == wanted and len(rows) == sum(wanted)
 
 
 def test_onnx_and_openvino(detector, wanted, tmp_path):

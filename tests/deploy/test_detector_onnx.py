@@ -116,7 +116,7 @@ def test_scores_equal_to_the_threshold_go(tmp_path, runtime):
         assert wanted[1].tolist() == found[1].tolist() == [count]
 
 
-def test_names_tell_what_quantisation_leaves_alone():
+def test_names_tell_what_was_added():
     model = append_postprocess(network(), batch("empty")[2], CLASSES, COCO)
     added = [node for node in model.graph.node if node.name.startswith(PREFIX)]
     assert len(added) == len(model.graph.node) - 2

@@ -161,6 +161,28 @@ def test_a_detectors_post_processing_stays_in_float():
     assert not any(node.get_type_name() == "FakeQuantize" for node in sources)
 
 
+def test_the_length_of_a_vector_stays_in_float(monkeypatch):
+    model = int8_nets.normalized()
+    names = ["square", "sum", "root", "length", "unit", "scaled"]
+    assert sensitivity.normalizations(model) == names
+    assert sensitivity.normalizations(int8_nets.classifier()) == []
+    levels = np.geomspace(0.02, 1, len(CALIBRATION), dtype=np.float32)
+    calibration = [level * image for level, image in zip(levels, CALIBRATION, strict=True)]
+
+    result = run(model, max_drop=1e3, calibration=calibration)
+    assert {op.get_friendly_name() for op in sensitivity.quantized_layers(result.model)} == {
+        "conv",
+        "head",
+    }
+    inside = [op for op in result.model.get_ops() if op.get_friendly_name() in names]
+    sources = [port.get_source_output().get_node() for op in inside for port in op.inputs()]
+    assert len(inside) == len(names)
+    assert not any(node.get_type_name() == "FakeQuantize" for node in sources)
+
+    monkeypatch.setattr(sensitivity, "normalizations", lambda model: [])
+    assert result.sqnr_db > run(model, max_drop=1e3, calibration=calibration).sqnr_db + 10
+
+
 def test_the_form_is_a_small_plain_ir_the_same_every_time(tmp_path):
     openvino = openvino_packages.import_openvino("a test")
     model = int8_nets.classifier(width=48)

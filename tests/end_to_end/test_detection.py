@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 import running
 from detection_folders import write_coco, write_voc
 from PIL import Image
 
+from ppcls.arch import create_model
+from ppcls.deploy import programs
+from ppcls.deploy.detector import worst_difference
 from ppcls.utils.pdparams import load_paddle_state_dict
 
 CONFIG = running.CONFIGS / "SSD300_HarDNet68_digits.yaml"
@@ -106,6 +111,61 @@ def test_train_stop_go_on_evaluate_and_draw(coco, tmp_path_factory):
             assert picture.size == original.size
         assert entry["scores"] == sorted(entry["scores"], reverse=True)
         assert len(entry["labels"]) == len(entry["boxes"]) == len(entry["scores"])
+
+
+def found_by(name, *argv):
+    """Run tools/infer.py inside this process; return (rows, counts) of all its images."""
+    import infer
+
+    assert infer.main([*map(str, argv), "--json", f"{name}.json"]) == 0
+    entries = json.loads(Path(f"{name}.json").read_text())["images"]
+    rows = [
+        [label, score, *box]
+        for entry in entries
+        for label, score, box in zip(entry["labels"], entry["scores"], entry["boxes"], strict=True)
+    ]
+    return np.array(rows), np.array([len(entry["scores"]) for entry in entries])
+
+
+def save_weights_that_find(path, pictures, count=60):
+    """Write random weights by which about `count` boxes of `pictures` score above 0.04."""
+    paddle.seed(0)
+    model = create_model("SSD_HarDNet68", class_num=4, size=300)
+    model.eval()
+    pixels = [np.float32(Image.open(name).resize((300, 300), 2)) for name in pictures]
+    images = (np.stack(pixels)[..., ::-1] - np.float32([104, 117, 123])).transpose(0, 3, 1, 2)
+    with paddle.no_grad():
+        loc, conf = model(paddle.to_tensor(images))
+        scale, stretch = (2 / float(conf.std()), 0.5 / float(loc.std()))
+        gaps = scale * (conf[:, :, 1:] - conf[:, :, :1]).numpy()
+        bias = np.float32([np.sort(gaps, axis=None)[-count] - np.log(0.05), 0, 0, 0])
+        for head, other in zip(model.conf, model.loc, strict=True):
+            head.weight.set_value(scale * head.weight)
+            head.bias.set_value(np.tile(bias, len(head.bias) // 4))
+            other.weight.set_value(stretch * other.weight)
+    paddle.save(model.state_dict(), str(path))
+
+
+@pytest.mark.slow
+def test_an_exported_detector_finds_what_the_recipe_does(coco, monkeypatch):
+    for package in ("paddle2onnx", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    if not programs.has_pir():
+        pytest.skip("paddle2onnx needs Paddle 3")
+    workspace, overrides = coco
+    monkeypatch.chdir(workspace)
+    import export_model
+
+    save_weights_that_find("w.pdparams", sorted(Path("coco/train").iterdir()))
+    recipe = ("-c", str(CONFIG), "-o", *overrides, "Global.pretrained_model=w.pdparams")
+    images = ("Infer.infer_imgs=coco/train", "Infer.Detection.score=0.04")
+    forms = ("openvino", "onnx", "paddle")
+    assert export_model.main([*recipe, *images, "--format", ",".join(forms)]) == 0
+    wanted = found_by("recipe", *recipe, *images)
+    assert len(wanted[0]) > 10
+    for form in forms:
+        found = found_by(form, "--model", "inference", "--runtime", form, "coco/train")
+        assert worst_difference(wanted, found) < 1e-3, form
 
 
 def test_evaluation_on_two_processes_counts_what_one_counts(coco):

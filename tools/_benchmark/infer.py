@@ -23,14 +23,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from _benchmark import measure
+from _benchmark.networks import CLASSIFIERS, DETECTORS
 from ppcls.utils.errors import JobError, UserError
 
 HELP = "every runtime and precision that is installed, and what others would run"
 EXAMPLE = "python tools/benchmark.py infer --arch HarDNet68 --plot infer.png --json i.json"
 NEEDS_CONFIG = False
 
-CLASSIFIERS = ("HarDNet39_ds", "HarDNet68_ds", "HarDNet68", "HarDNet85")
+NETWORKS = (*CLASSIFIERS, *DETECTORS)
 COMPARISON = "ResNet50"  # the paper's
+REFERENCES = ("wheel", "torch", "comparison")  # of classifiers, as prepare.py calls them
 WARMUP = 3  # runs at the start
 _WORKER = Path(__file__).with_name("worker.py")
 # What a process chose at its start belongs to it, not to the ones it starts.
@@ -41,8 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ppcls.utils.runtime import usable_cores
 
     parser.set_defaults(turns=10)
-    parser.add_argument("--arch", action="append", help=f"of {', '.join(CLASSIFIERS)} (all)")
-    parser.add_argument("--size", type=int, nargs="+", default=[224], help="pixels (224)")
+    parser.add_argument(
+        "--arch", action="append", help=f"of {', '.join(NETWORKS)} (all classifiers)"
+    )
+    parser.add_argument(
+        "--size", type=int, nargs="+", default=[224], help="pixels of a classifier's images (224)"
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images at once (1)")
     parser.add_argument("--runs", type=int, default=10, help="runs in a turn (10)")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="(all cores)")
@@ -103,9 +109,11 @@ class Worker:
 
     script = _WORKER
 
-    def __init__(self, contestant: Contestant, threads: int, shape: list[int]) -> None:
+    def __init__(self, contestant: Contestant, threads: int, case: Case) -> None:
         self.contestant = contestant
-        spec = {**contestant.spec, "threads": threads, "shape": shape, "warmup": WARMUP}
+        shape = [case.batch, 3, case.size, case.size]
+        place = {**case._asdict(), "shape": shape, "threads": threads, "warmup": WARMUP}
+        spec = {**place, **contestant.spec}
         environment = {k: v for k, v in os.environ.items() if k not in _CHOSEN}
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
@@ -150,7 +158,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         for network in args.arch or CLASSIFIERS:
-            for size in args.size:
+            for size in [DETECTORS[network][1]] if network in DETECTORS else args.size:
                 prepared = Preparation(Path(folder) / f"{network}-{size}", network, size, args)
                 for batch in args.batch:
                     case = Case(network, batch, size)
@@ -169,7 +177,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def check_arguments(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace, known: Sequence[str] = NETWORKS) -> None:
     for name in ("turns", "runs", "threads"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}: expected 1 or more, got {getattr(args, name)}")
@@ -177,8 +185,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         if min(getattr(args, name)) < 1:
             raise UserError(f"--{name}: expected numbers from 1, got {getattr(args, name)}")
     for name in args.arch or ():
-        if name not in CLASSIFIERS:
-            raise UserError(f"--arch: expected one of {', '.join(CLASSIFIERS)}, got {name!r}")
+        if name not in known:
+            raise UserError(f"--arch: expected one of {', '.join(known)}, got {name!r}")
     if args.plot and importlib.util.find_spec("matplotlib") is None:
         raise UserError(
             "--plot: expected the package 'matplotlib', found none; "
@@ -191,7 +199,8 @@ class Preparation:
 
     def __init__(self, folder: Path, network: str, size: int, args: argparse.Namespace) -> None:
         self.network, self.folder = network, folder
-        self.wanted = ["ours", "wheel", "torch", "comparison"]
+        self.is_detector = network in DETECTORS
+        self.wanted = ["ours", *(["program"] if self.is_detector else REFERENCES)]
         if args.int8:
             self.wanted.append("int8")
         options = [str(folder), network, str(size), *self.wanted]
@@ -205,10 +214,10 @@ class Preparation:
             print(f"{network}: without {name}: {reason}", flush=True)
 
     def contestants(self) -> list[Contestant]:
-        return [*self._ours(), *self._references()]
+        return [*self._ours(), *(self._loops() if self.is_detector else self._references())]
 
     def _ours(self) -> Iterator[Contestant]:
-        yield Contestant("dygraph", True, "float32", {"kind": "dygraph", "network": self.network})
+        yield Contestant("dygraph", True, "float32", {"kind": "dygraph"})
         for form in self.made["forms"]:
             precision = "int8" if form == "openvino-int8" else "float32"
             yield self._form(self.folder / "ours", form, form, precision, "float32")
@@ -225,6 +234,16 @@ class Preparation:
         files = json.loads((folder / "sizes.json").read_text())[form]
         return Contestant(name, is_ours, label, spec, files)
 
+    def _loops(self) -> Iterator[Contestant]:
+        """What a detector's user has otherwise: its network, and a loop over its classes."""
+        name = "dygraph, a loop over the classes in Paddle"
+        yield Contestant(name, False, "float32", {"kind": "dygraph-loop"})
+        program, weights = (Path(path) for path in self.made["program"])
+        spec = {"kind": "paddle-loop", "program": str(program), "weights": str(weights)}
+        name = "the network in Paddle Inference, a loop over the classes in NumPy"
+        size = program.stat().st_size + weights.stat().st_size
+        yield Contestant(name, False, "float32", spec, size)
+
     def _references(self) -> Iterator[Contestant]:
         files = self.folder
         if self.made["wheel"]:
@@ -232,7 +251,7 @@ class Preparation:
                 "PaddleClas's wheel, dygraph, as it starts",
                 False,
                 "float32",
-                {"kind": "wheel", "network": self.network},
+                {"kind": "wheel"},
             )
             program, weights = files / "wheel.pdmodel", files / "wheel.pdiparams"
             yield Contestant(
@@ -243,9 +262,7 @@ class Preparation:
                 program.stat().st_size + weights.stat().st_size,
             )
         if self.made["torch"]:
-            yield Contestant(
-                "PyTorch, eager", False, "float32", {"kind": "torch", "network": self.network}
-            )
+            yield Contestant("PyTorch, eager", False, "float32", {"kind": "torch"})
             path = files / "torch.onnx"
             for kind, name in (("onnx", "ONNX Runtime"), ("openvino", "OpenVINO")):
                 spec = {"kind": kind, "path": str(path)}
@@ -264,11 +281,10 @@ def compete(
     worker_type: type[Worker] = Worker,
 ) -> None:
     """Let the contestants of a case take turns."""
-    shape = [case.batch, 3, case.size, case.size]
     workers: list[Worker] = []
     try:
         for contestant in contestants:
-            workers.append(worker_type(contestant, args.threads, shape))
+            workers.append(worker_type(contestant, args.threads, case))
             workers[-1].answer()
         for turn in range(args.turns):
             first = turn % len(workers)

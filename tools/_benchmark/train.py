@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from _benchmark import infer, measure
-from _benchmark.infer import CLASSIFIERS, Case, Contestant, Worker
+from _benchmark.infer import Case, Contestant, Worker
+from _benchmark.networks import CLASSIFIERS
 
 HELP = "steps of training: data, forward, backward, optimizer"
 EXAMPLE = "python tools/benchmark.py train --arch HarDNet39_ds --batch 16 --json t.json"
@@ -66,7 +67,7 @@ class TrainWorker(Worker):
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Time the steps of every contestant of every network, batch and size."""
     args.plot = None
-    infer.check_arguments(args)
+    infer.check_arguments(args, CLASSIFIERS)
     results: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for network in args.arch or CLASSIFIERS:

@@ -22,7 +22,9 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
 
-Run = Callable[[np.ndarray], Any]
+from _benchmark import networks  # noqa: E402
+
+Run = Callable[..., Any]  # takes what `networks.inputs` gives
 
 
 def open_export(spec: dict[str, Any]) -> Run:
@@ -38,17 +40,19 @@ def open_export(spec: dict[str, Any]) -> Run:
         threads=spec["threads"],
         precision=spec["precision"],
     )
-    return lambda x: opened.run([x])
+    return lambda *inputs: opened.run(inputs)
 
 
 def open_dygraph(spec: dict[str, Any]) -> Run:
-    """This project's network, as it is built."""
+    """This project's network, as it is built, a detector with its post-processing."""
+    return _dygraph(_build(spec))
+
+
+def _build(spec: dict[str, Any]) -> Any:
     from ppcls.utils.runtime import import_paddle
 
     import_paddle()
-    from ppcls.arch import create_model
-
-    return _dygraph(create_model(spec["network"]))
+    return networks.build(spec["network"])
 
 
 def open_wheel(spec: dict[str, Any]) -> Run:
@@ -63,9 +67,47 @@ def _dygraph(model: Any) -> Run:
 
     model.eval()
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def run(*inputs: np.ndarray) -> list[np.ndarray]:
         with paddle.no_grad():
-            return model(paddle.to_tensor(x)).numpy()
+            outputs = model(*map(paddle.to_tensor, inputs))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return [output.numpy() for output in outputs]
+
+    return run
+
+
+def open_dygraph_loop(spec: dict[str, Any]) -> Run:
+    """A detector's network as it is built, and post-processing by Paddle, class by class."""
+    detector = _build(spec)
+    import paddle
+
+    from _benchmark.postprocess_loops import paddle_loop
+
+    return _with_loop(detector, lambda x: detector.network(paddle.to_tensor(x)), paddle_loop)
+
+
+def open_paddle_loop(spec: dict[str, Any]) -> Run:
+    """A detector's network in Paddle Inference, and post-processing by NumPy, class by class."""
+    detector = _build(spec)
+    import paddle
+
+    from _benchmark.postprocess_loops import numpy_loop
+
+    network = open_paddle(spec)
+    return _with_loop(detector, lambda x: map(paddle.to_tensor, network(x)), numpy_loop)
+
+
+def _with_loop(detector: Any, network: Run, loop: Callable[..., np.ndarray]) -> Run:
+    """Run `network`, which gives loc and conf as tensors, then `loop` for image after image."""
+    import paddle
+
+    priors, config = detector.priors, detector.post.config
+
+    def run(images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+        with paddle.no_grad():
+            given = [*network(images), paddle.to_tensor(sizes)]
+            parts = ([tensor[i : i + 1] for tensor in given] for i in range(len(images)))
+            return [loop(loc, conf, priors, size, config) for loc, conf, size in parts]
 
     return run
 
@@ -82,12 +124,12 @@ def open_paddle(spec: dict[str, Any]) -> Run:
     config.set_cpu_math_library_num_threads(spec["threads"])
     predictor = inference.create_predictor(config)
     source = predictor.get_input_handle(predictor.get_input_names()[0])
-    target = predictor.get_output_handle(predictor.get_output_names()[0])
+    targets = [predictor.get_output_handle(name) for name in predictor.get_output_names()]
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def run(x: np.ndarray) -> list[np.ndarray]:
         source.copy_from_cpu(x)
         predictor.run()
-        return target.copy_to_cpu()
+        return [target.copy_to_cpu() for target in targets]
 
     return run
 
@@ -139,8 +181,10 @@ def open_openvino(spec: dict[str, Any]) -> Run:
 OPENERS: dict[str, Callable[[dict[str, Any]], Run]] = {
     "export": open_export,
     "dygraph": open_dygraph,
+    "dygraph-loop": open_dygraph_loop,
     "wheel": open_wheel,
     "paddle": open_paddle,
+    "paddle-loop": open_paddle_loop,
     "torch": open_torch,
     "onnx": open_onnx,
     "openvino": open_openvino,
@@ -179,11 +223,11 @@ def main() -> int:
     answers = answers_alone()
     spec = json.loads(sys.argv[1])
     run = OPENERS[spec["kind"]](spec)
-    x = np.random.default_rng(0).standard_normal(spec["shape"]).astype(np.float32)
+    given = networks.inputs(spec["network"], spec["batch"], spec["size"])
 
     def milliseconds() -> float:
         start = time.perf_counter()
-        run(x)
+        run(*given)
         return 1000 * (time.perf_counter() - start)
 
     serve(spec, answers, milliseconds)

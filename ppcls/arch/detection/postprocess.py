@@ -135,7 +135,8 @@ class PostProcess(nn.Layer):
         """
         is_over = counts.max() > min(self.config.per_class, self.config.per_image)
         rows, counts = self._when(is_over, lambda: self._limited(rows, counts), (rows, counts))
-        return rows[:-1], counts[:-1]
+        # As a plain slice, oneDNN would cut `rows`, and fails where no row is left.
+        return paddle.strided_slice(rows, [0], [0], [-1], [1]), counts[:-1]
 
     def _limited(self, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         config, images = self.config, paddle.shape(counts)[0]

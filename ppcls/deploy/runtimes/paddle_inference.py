@@ -17,6 +17,9 @@ from ppcls.utils.runtime import import_paddle, usable_cores
 # Paddle 3 runs both. The older one is at least as fast there, and its memory can be optimised;
 # Paddle 2 knows no other.
 PROGRAM, WEIGHTS = "inference.pdmodel", "inference.pdiparams"
+# What of a detector is in bfloat16: Paddle 3.3.1 fails at its post-processing, and the boxes, and
+# what is concatenated to them, need all their digits.
+_DETECTOR_BFLOAT16 = {"conv2d", "depthwise_conv2d", "fused_conv2d", "pool2d"}
 _SHAPES = 16  # input shapes oneDNN keeps kernels for; each costs memory
 
 
@@ -66,6 +69,8 @@ def load(folder: Path, manifest: Manifest, form: str, options: Options) -> Paddl
     config.set_mkldnn_cache_capacity(_SHAPES)
     if options.precision == "bfloat16":
         config.enable_mkldnn_bfloat16()
+        if manifest.task == "detection":
+            config.set_bfloat16_op(_DETECTOR_BFLOAT16)
     config.enable_memory_optim()
     config.set_cpu_math_library_num_threads(threads)
     try:
