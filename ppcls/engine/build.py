@@ -28,6 +28,7 @@ from ppcls.engine.detection import (
     build_multibox,
     check_detector,
 )
+from ppcls.engine.ema import ExponentialMovingAverage
 from ppcls.engine.evaluator import EvalResult, Evaluator
 from ppcls.engine.logbook import Logbook, check_visualdl, format_values
 from ppcls.engine.precision import Precision
@@ -229,6 +230,7 @@ def build_trainer(session: Session) -> Trainer:
         recipe.to_mapping(),
         data=facts,
         keep_last=recipe.Global.keep_last,
+        ema=None if recipe.EMA is None else ExponentialMovingAverage(recipe.EMA, model),
     )
     checkpointer.register("scaler", precision)
     progress, own = checkpointer.load(resumed) if resumed else (Progress(), None)

@@ -66,7 +66,7 @@ class ByEpoch(paddle.callbacks.Callback):
         paddle.seed(seeding.derive(self.seed, epoch, rank, _DROPOUT_STREAM))
 
     def on_epoch_end(self, epoch: int, logs: Mapping | None = None) -> None:
-        parallel.average_statistics(self.model.network)
+        parallel.average_statistics(parallel.statistics_of(self.model.network))
 
 
 class Log(paddle.callbacks.Callback):

@@ -2,9 +2,10 @@
 
 A set (see `checkpoint_store` for its files) holds in
 
-    .pdparams   the raw weights; batch norm's statistics are the mean over ranks
-    .pdopt      the optimizer's state in Paddle's own format, the schedule's included
-    .pdstates   the rest: progress, components, each rank's own state, the resolved recipe
+    .pdparams       the raw weights; batch norm's statistics are the mean over ranks
+    .ema.pdparams   with the section `EMA`: the average of the weights, in the same form
+    .pdopt          the optimizer's state in Paddle's own format, the schedule's included
+    .pdstates       the rest: progress, components, each rank's own state, the resolved recipe
 
 Whatever else has state registers as a component: `state_dict()` gives plain data and arrays, and
 `load_state_dict` takes them back.
@@ -26,7 +27,8 @@ from paddle.optimizer import Optimizer
 from ppcls.arch.weights import check_state, load_state
 from ppcls.engine import rank_state
 from ppcls.engine.background import BackgroundWriter
-from ppcls.engine.checkpoint_store import CheckpointStore, SavedSet
+from ppcls.engine.checkpoint_store import EMA, CheckpointStore, SavedSet
+from ppcls.engine.ema import ExponentialMovingAverage
 from ppcls.engine.optimizer_state import fit_optimizer_state, parameter_names
 from ppcls.engine.rank_state import RankState, as_arrays
 from ppcls.utils import distributed, schema
@@ -141,6 +143,7 @@ class Checkpointer:
         recipe: the resolved recipe, kept in every checkpoint.
         data: facts about the data a resumed run must share, such as its global batch.
         keep_last: newest sets to keep, beside those with the names `best_model` and `epoch_N`.
+        ema: the moving average of the weights, if the run has one.
 
     Attributes:
         saves, blocked: number of saves, and seconds the training loop stood still for them.
@@ -156,6 +159,7 @@ class Checkpointer:
         *,
         data: Mapping[str, int | str] | None = None,
         keep_last: int = 2,
+        ema: ExponentialMovingAverage | None = None,
     ) -> None:
         self.folder = folder
         self.store = CheckpointStore(folder, keep_last)
@@ -165,7 +169,8 @@ class Checkpointer:
         self.data = dict(data or {})
         self.saves, self.blocked = 0, 0.0
         self.before_write: Callable[[], None] = lambda: None
-        self._components: dict[str, Stateful] = {}
+        self.ema = ema
+        self._components: dict[str, Stateful] = {} if ema is None else {"ema": ema}
         self._writer = BackgroundWriter()
         self._resumed: SavedSet | None = None
         self._newest: Path | None = None
@@ -208,7 +213,10 @@ class Checkpointer:
             "data": self.data,
         }
         optimizer = as_arrays(self.optimizer.state_dict())
-        return {".pdparams": weights, ".pdopt": optimizer, ".pdstates": states}
+        contents = {".pdparams": weights, ".pdopt": optimizer, ".pdstates": states}
+        if self.ema is not None:
+            contents[EMA] = self.ema.arrays() | rank_state.mean_averaged(ranks)
+        return contents
 
     def _write(self, contents: Mapping[str, Any], tags: Sequence[str], place: Mapping) -> None:
         self.before_write()
@@ -240,16 +248,28 @@ class Checkpointer:
         own = rank_state.choose(states["ranks"], self.model, where)
         weights = load_paddle_state_dict(files.file(".pdparams"))
         check_state(self.model, weights, str(files.file(".pdparams")))
+        averages = self._averages(files)
         place = str(files.file(".pdopt"))
         optimizer = fit_optimizer_state(
             load_paddle_file(place), states["parameter_names"], self.model, self.optimizer, place
         )
         load_state(self.model, weights, str(files.file(".pdparams")))
+        if self.ema is not None:
+            self.ema.set_arrays(averages)
         self.optimizer.set_state_dict(optimizer)
         for name, component in self._components.items():
             component.load_state_dict(states["components"][name])
         self._resumed, self._newest = files, files.stem
         return checkpoint.progress, own
+
+    def _averages(self, files: SavedSet) -> dict[str, Any]:
+        """Read the averages of a set, checked; none for a run without."""
+        if self.ema is None:
+            return {}
+        path = files.file(EMA)
+        averages = load_paddle_state_dict(path)
+        check_state(self.model, averages, str(path))
+        return averages
 
     def _check(self, states: Mapping[str, Any], where: str) -> None:
         if set(states["parameter_names"]) != set(parameter_names(self.model)):

@@ -5,7 +5,8 @@
       {latest,best_model,epoch_N}.{pdparams,pdopt,pdstates,json}   names of such sets, for people
 
 A set is four files. Three hold the state; the fourth, its manifest, holds their sizes and SHA-256
-and is written last, so that a set without one does not exist. The names beside the folder `sets`
+and is written last, so that a set without one does not exist. A run with a moving average of its
+weights has it in a fifth file, `.ema.pdparams`. The names beside the folder `sets`
 are hard links to a set's files (copies where the file system has no links), made after the set is
 complete: killed at any moment, a run finds its newest complete set and gives it the names it was
 meant to have.
@@ -31,11 +32,13 @@ from ppcls.utils.pickle_writer import PickleWriter
 
 logger = logging.getLogger("ppcls")
 
-SUFFIXES = (".pdparams", ".pdopt", ".pdstates")
+SUFFIXES = (".pdparams", ".pdopt", ".pdstates")  # of every set
+EMA = ".ema.pdparams"  # of sets with an average
+_DATA = (EMA, *SUFFIXES)
 MANIFEST = ".json"
 _MANIFEST_SCHEMA = 1
 _MAX_MANIFEST_BYTES = 1 << 20
-_TAG_FILE = re.compile(r"(latest|best_model|epoch_[0-9]+)\.(pdparams|pdopt|pdstates|json)")
+_TAG_FILE = re.compile(r"(latest|best_model|epoch_[0-9]+)\.((ema\.)?pdparams|pdopt|pdstates|json)")
 _SET_NAME = re.compile(r"save_([0-9]{6,12})\.json")
 # What a file system answers that has no hard links, or no more of them.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
@@ -50,6 +53,13 @@ class SavedSet:
 
     def file(self, suffix: str) -> Path:
         return add_suffix(self.stem, suffix)
+
+    @property
+    def suffixes(self) -> list[str]:
+        """Of the files that hold its state; without a manifest, of those that are there."""
+        listed = self.manifest.get("files", {})
+        has_average = EMA in listed if self.manifest else self.file(EMA).is_file()
+        return [*SUFFIXES, *([EMA] if has_average else [])]
 
     @property
     def serial(self) -> int | None:
@@ -78,15 +88,15 @@ class CheckpointStore:
     ) -> Path:
         """Write one set, give it the names `tags`, and remove sets that are no longer kept.
 
-        contents: suffix to what that file holds, see `SUFFIXES`. place: where the run stands, for
-        people who read the manifest. Returns the set's stem. Raises JobError when writing fails;
+        contents: suffix to what that file holds: all of `SUFFIXES`, and `EMA` if there is an
+        average. place: where the run stands, for people who read the manifest. Returns the set's stem. Raises JobError when writing fails;
         the sets before are then as they were.
         """
         serial = 1 + max((*self.serials(), *self._own), default=0)
         stem = self.stem(serial)
         _make_folder(stem.parent)
         try:
-            files = {s: _write_hashed(add_suffix(stem, s), contents[s]) for s in SUFFIXES}
+            files = {s: _write_hashed(add_suffix(stem, s), contents[s]) for s in contents}
         except UserError as error:  # no file can be made: the recipe was right, the disk is not
             raise JobError(str(error)) from error
         manifest = {
@@ -106,7 +116,7 @@ class CheckpointStore:
     def name(self, saved: SavedSet) -> None:
         """Give a set of this folder the names its manifest lists, the manifest's own last."""
         for tag in saved.manifest["tags"]:
-            for suffix in (*SUFFIXES, MANIFEST):
+            for suffix in (*saved.suffixes, MANIFEST):
                 self._link(saved.file(suffix), add_suffix(self.folder / tag, suffix))
         sync_folder(self.folder)
 
@@ -132,7 +142,7 @@ class CheckpointStore:
         self._own = sorted(kept)
 
     def _remove(self, serial: int) -> None:
-        for suffix in (MANIFEST, *SUFFIXES):  # without a manifest the rest is no set any more
+        for suffix in (MANIFEST, *_DATA):  # without a manifest the rest is no set any more
             add_suffix(self.stem(serial), suffix).unlink(missing_ok=True)
 
     def clean(self) -> None:
@@ -142,7 +152,7 @@ class CheckpointStore:
             path.unlink(missing_ok=True)
         finished = {self.stem(serial).name for serial in self.serials()}
         for path in sets.glob("save_*"):
-            if path.stem not in finished:
+            if path.name.partition(".")[0] not in finished:
                 path.unlink(missing_ok=True)
 
     def retire(self) -> bool:
@@ -159,10 +169,10 @@ class CheckpointStore:
     def _retire_after(self, serial: int) -> None:
         """Move aside what was saved after a set that is gone on with, and keep its records."""
         sets = [s for s in self.serials() if s > serial]
-        found = [add_suffix(self.stem(s), suffix) for s in sets for suffix in (MANIFEST, *SUFFIXES)]
+        found = [add_suffix(self.stem(s), suffix) for s in sets for suffix in (MANIFEST, *_DATA)]
         for path in self._named_files():
             if path.suffix == MANIFEST and _serial_in(path) > serial and path.stem != "latest":
-                found += [path, *(path.with_suffix(suffix) for suffix in SUFFIXES)]
+                found += [path, *(path.with_suffix(suffix) for suffix in _DATA)]
         if not found:
             return
         self._move_aside(found)
@@ -233,7 +243,7 @@ class CheckpointStore:
         if path.is_dir():
             saved = CheckpointStore(path).newest()
             return saved or self.open(path / "latest")
-        stem = path.with_suffix("") if path.suffix in (*SUFFIXES, MANIFEST) else path
+        stem = _without_suffix(path)
         complaint, saved = self.check(stem)
         if saved is not None:
             return saved
@@ -261,11 +271,12 @@ class CheckpointStore:
         """Compare a set with its manifest: what is wrong, or the set."""
         try:
             manifest = _read_manifest(add_suffix(stem, MANIFEST))
-            for suffix in SUFFIXES:
-                _compare(add_suffix(stem, suffix), manifest["files"][suffix])
+            saved = SavedSet(stem, manifest)
+            for suffix in saved.suffixes:
+                _compare(saved.file(suffix), manifest["files"][suffix])
         except (UserError, OSError) as error:
             return str(error), None
-        return "", SavedSet(stem, manifest)
+        return "", saved
 
     def stem(self, serial: int) -> Path:
         return self.folder / "sets" / f"save_{serial:06d}"
@@ -287,6 +298,12 @@ def _serial_in(manifest: Path) -> int:
 def add_suffix(stem: Path, suffix: str) -> Path:
     """`with_suffix` for stems with points in them, such as `lr0.1`."""
     return stem.with_name(stem.name + suffix)
+
+
+def _without_suffix(path: Path) -> Path:
+    """The stem a user means by one of a set's files, or by the stem itself."""
+    suffix = next((s for s in (*_DATA, MANIFEST) if path.name.endswith(s)), "")
+    return path.with_name(path.name.removesuffix(suffix))
 
 
 class _Hashing:
@@ -335,7 +352,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: expected schema {_MANIFEST_SCHEMA}, found {manifest['schema']!r}")
     if not all(_is_plain_name(tag) for tag in manifest["tags"]):
         raise UserError(f"{path}: expected plain names as tags, found {manifest['tags']!r}")
-    for suffix in SUFFIXES:
+    for suffix in SavedSet(path, manifest).suffixes:
         entry = manifest["files"].get(suffix)
         if not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"}:
             raise UserError(

@@ -104,6 +104,24 @@ class AMPConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EMAConfig:
+    """The section `EMA`: an exponential moving average of the weights beside them.
+
+    Update number n, from 0, moves the average by 1 - min(decay, (1 + n) / (10 + n)) of the way to
+    the weights. Without the warm-up, the second term, it is 1 - decay from the start, as in
+    PaddleClas, and a short run's average is mostly its initial weights.
+    """
+
+    decay: float = 0.9999
+    warmup: bool = True
+    best_by: Literal["ema", "raw"] = "ema"  # whose evaluation chooses best_model
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay: expected a number in [0, 1), got {self.decay:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
     """The section `Distributed`: how processes average gradients, `paddle.DataParallel`'s options.
 
@@ -183,7 +201,7 @@ class Recipe:
     DataLoader: LoaderSections = field(default_factory=LoaderSections)
     Infer: InferConfig = field(default_factory=InferConfig)
     Metric: PhaseConfig = field(default_factory=PhaseConfig)
-    EMA: None = None  # weight averaging: no such component yet
+    EMA: EMAConfig | None = None
     source: str = ""
 
     @classmethod
@@ -237,7 +255,7 @@ def _section_types() -> dict[str, Any]:
         "DataLoader": LoaderSections,
         "Infer": InferConfig,
         "Metric": PhaseConfig,
-        "EMA": type(None),
+        "EMA": EMAConfig,
     }
 
 

@@ -105,12 +105,16 @@ def gather_bytes(own: bytes) -> list[bytes]:
 def statistics_of(model: nn.Layer) -> dict[str, paddle.Tensor]:
     """Batch norm's running statistics, the only part of the state in which ranks may differ."""
     # Without the hooks of AMP's O2, which hand out float32 copies.
-    state = model.state_dict(use_hook=False)
+    return only_statistics(model.state_dict(use_hook=False))
+
+
+def only_statistics(state: Mapping[str, paddle.Tensor]) -> dict[str, paddle.Tensor]:
+    """Choose batch norm's running statistics, by their names."""
     return {name: t for name, t in state.items() if name.endswith(("._mean", "._variance"))}
 
 
-def average_statistics(model: nn.Layer) -> None:
-    """Give every rank the mean of all ranks' batch-norm statistics.
+def average_statistics(statistics: Mapping[str, paddle.Tensor]) -> None:
+    """Give every rank the mean of all ranks' batch-norm statistics, in place.
 
     Each rank sees its own share of the data; without this, which share rank 0 had would decide an
     evaluation and what is saved.
@@ -118,7 +122,7 @@ def average_statistics(model: nn.Layer) -> None:
     world_size = distributed.world_size()
     if world_size == 1:
         return
-    for tensor in statistics_of(model).values():
+    for tensor in statistics.values():
         total = tensor.astype("float32") / world_size
         dist.all_reduce(total)
         tensor.set_value(total.astype(tensor.dtype))

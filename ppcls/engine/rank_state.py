@@ -1,6 +1,7 @@
 """What each rank knows alone in the middle of an epoch, and how to hand it on.
 
     statistics   batch norm's running statistics, averaged over ranks only when the epoch ends
+    averaged     their exponential moving average (the section `EMA`), likewise
     totals       the epoch's sums so far, and the samples and left-out images behind them
     gradients    those of an update that is not complete (`Global.update_freq` above 1), and the
                  statistics before it, in case it is left out
@@ -38,6 +39,7 @@ class RankState:
     seen: int = 0  # samples since the last update
     gradients: dict[str, np.ndarray] = field(default_factory=dict)
     statistics: dict[str, np.ndarray] = field(default_factory=dict)
+    averaged: dict[str, np.ndarray] = field(default_factory=dict)  # of the moving average
     backup: dict[str, np.ndarray] = field(default_factory=dict)  # statistics before the update
     generators: dict[str, Any] = field(default_factory=dict)
 
@@ -66,10 +68,18 @@ def mean_statistics(states: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray
 
     A rank whose statistics a spoiled step has made useless counts with those before the update.
     """
-    usable = [_finite_statistics(state) for state in states]
+    return _mean([_finite_statistics(state) for state in states])
+
+
+def mean_averaged(states: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The mean over ranks of what the moving averages know of statistics."""
+    return _mean([state["averaged"] for state in states])
+
+
+def _mean(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {
-        name: np.mean([s[name] for s in usable], axis=0, dtype=np.float64).astype(array.dtype)
-        for name, array in usable[0].items()
+        name: np.mean([part[name] for part in parts], axis=0, dtype=np.float64).astype(array.dtype)
+        for name, array in parts[0].items()
     }
 
 
@@ -155,18 +165,20 @@ def restore_network(state: RankState, model: nn.Layer) -> None:
 
 
 def _parse(state: Any, model: nn.Layer, where: str) -> RankState:
+    if isinstance(state, dict):
+        state = {"averaged": {}, **state}  # checkpoints from before there was an EMA lack it
     if not isinstance(state, dict) or set(state) != set(vars(RankState())):
         raise UserError(f"{where}: expected {', '.join(vars(RankState()))}, found something else")
     numbers = ("samples", "skipped", "seen")
     if any(type(state[key]) is not int or state[key] < 0 for key in numbers):
         raise UserError(f"{where}: expected {', '.join(numbers)} to be numbers >= 0")
-    mappings = ("sums", "gradients", "statistics", "backup", "generators")
+    mappings = ("sums", "gradients", "statistics", "averaged", "backup", "generators")
     if not all(isinstance(state[key], dict) for key in mappings):
         raise UserError(f"{where}: expected {', '.join(mappings)} to be mappings")
     if not all(_is_scalar(value) for value in state["sums"].values()):
         raise UserError(f"{where}: sums: expected numbers, found something else")
     tensors = {**dict(model.named_parameters()), **parallel.statistics_of(model)}
-    for key in ("gradients", "statistics", "backup"):
+    for key in ("gradients", "statistics", "averaged", "backup"):
         for name, array in state[key].items():
             if name not in tensors or not _has_shape(array, tensors[name].shape):
                 raise UserError(f"{where}: {key}: expected tensors of this network, found {name!r}")

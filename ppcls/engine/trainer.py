@@ -17,6 +17,7 @@ from paddle.optimizer import Optimizer
 from ppcls.data.loader import Batch, Loader, worker_deaths
 from ppcls.engine import guards, parallel, rank_state
 from ppcls.engine.checkpoint import Checkpointer, Progress
+from ppcls.engine.checkpoint_store import EMA, add_suffix
 from ppcls.engine.clock import Clock
 from ppcls.engine.config import DistributedConfig, GlobalConfig
 from ppcls.engine.detection import DetectionEvaluator, DetectionResult
@@ -107,6 +108,7 @@ class Trainer:
         self.schedule = schedule
         self.precision = precision
         self.checkpointer = checkpointer
+        self.ema = checkpointer.ema
         self.logbook = logbook
         self.evaluator = evaluator
         self.progress = progress or Progress()
@@ -121,6 +123,8 @@ class Trainer:
 
     def _restore(self, own: RankState) -> None:
         rank_state.restore_network(own, self.model)
+        if self.ema is not None:
+            self.ema.set_arrays(own.averaged)
         sums = {name: paddle.to_tensor(value) for name, value in own.sums.items()}
         self._totals = _Sums(sums, own.samples)
         self._skipped_before = own.skipped
@@ -268,6 +272,8 @@ class Trainer:
                 self._unchecked = dataclasses.replace(
                     self._unchecked, overflow=self.precision.overflow
                 )
+            if self.ema is not None:
+                self.ema.update()
         self.optimizer.clear_grad()
         self.schedule.scheduler().step()
 
@@ -377,7 +383,9 @@ class Trainer:
         return {name: means[name] for name in self.task.names if name in means}
 
     def _end_epoch(self) -> None:
-        parallel.average_statistics(self.model)
+        parallel.average_statistics(parallel.statistics_of(self.model))
+        if self.ema is not None:
+            parallel.average_statistics(self.ema.statistics())
         self._check_weights(f"epoch {self.progress.epoch + 1}, after its last step")
         self._totals, self._skipped_before, self.loader.skipped = _Sums(), 0, 0
         self.progress.epoch += 1
@@ -398,7 +406,8 @@ class Trainer:
         is_due = self.progress.evaluation_due and self.evaluator is not None
         if is_due and self._keep_score(self.evaluate(epoch)):
             tags.append("best_model")
-            best = self.checkpointer.folder / "best_model.pdparams"
+            suffix = EMA if self._is_best_by_average() else ".pdparams"
+            best = add_suffix(self.checkpointer.folder / "best_model", suffix)
             logger.info("best model so far: %s", best)
         self.progress.evaluation_due = False
         self._save(tags)
@@ -414,24 +423,41 @@ class Trainer:
         return epoch % config.eval_interval == 0 or epoch == config.epochs or self._is_over()
 
     def evaluate(self, epoch: int) -> EvalResult | DetectionResult:
+        """Evaluate the weights, and their moving average too if there is one.
+
+        Returns the result that chooses the best model.
+        """
+        result = self._evaluate(epoch, "eval", "")
+        if self.ema is None:
+            return result
+        with self.ema.applied():
+            averaged = self._evaluate(epoch, "eval_ema", "[EMA]")
+        return averaged if self._is_best_by_average() else result
+
+    def _is_best_by_average(self) -> bool:
+        return self.ema is not None and self.ema.config.best_by == "ema"
+
+    def _evaluate(self, epoch: int, mode: str, label: str) -> EvalResult | DetectionResult:
         """Evaluate the model as it is now, and write the result down."""
         assert self.evaluator is not None
         result = self.evaluator.evaluate(self.model, self._check_stop)
         values = {**result.losses, **result.metrics}
-        logger.info("[Eval][Epoch %d][Avg]%s", epoch, format_values(values))
+        logger.info("[Eval][Epoch %d]%s[Avg]%s", epoch, label, format_values(values))
         if result.skipped:
             logger.warning("[Eval][Epoch %d]skipped images: %d", epoch, result.skipped)
         place = {"epoch": epoch, "global_step": self.progress.global_step}
         counts = {"samples": result.samples, "skipped": result.skipped}
-        self.logbook.record("eval", {**place, **values, **counts})
+        self.logbook.record(mode, {**place, **values, **counts})
         return result
 
     def _keep_score(self, result: EvalResult | DetectionResult) -> bool:
         assert self.evaluator is not None
         if not result.metrics:
             return False
-        name = self.evaluator.deciding
-        value, best = result.metrics[name], self.progress.best_metric
+        metric, best = self.evaluator.deciding, self.progress.best_metric
+        value = result.metrics[metric]
+        # Of its own: a score that raw weights had before is no measure.
+        name = f"EMA {metric}" if self._is_best_by_average() else metric
         is_known = best is not None and self.progress.best_name == name
         if not math.isfinite(value) or (is_known and value <= best):
             return False
@@ -454,6 +480,7 @@ class Trainer:
             seen=int(self._seen),
             gradients=rank_state.pending_gradients(self.model) if self._in_group() else {},
             statistics=rank_state.statistics(self.model),
+            averaged={} if self.ema is None else rank_state.as_arrays(self.ema.statistics()),
             backup=self._backup if self._in_group() else {},
             generators=rank_state.generators(),
         )

@@ -33,7 +33,7 @@ def test_a_single_process_adds_up_with_nobody():
     model = tiny_net()
     assert parallel.wrap(model, DistributedConfig()) is model
     assert parallel.unwrap(model) is model
-    parallel.average_statistics(model)
+    parallel.average_statistics(parallel.statistics_of(model))
 
 
 def test_options_of_the_gradient_average_reach_it(monkeypatch):
@@ -61,7 +61,7 @@ def test_statistics_are_averaged_in_the_network_itself(monkeypatch):
         if is_decorated:
             model.register_state_dict_hook(_copies)
         before = arrays(model)
-        parallel.average_statistics(model)
+        parallel.average_statistics(parallel.statistics_of(model))
         after = arrays(model)
         np.testing.assert_allclose(after["norm1._mean"], before["norm1._mean"] / 2 + 1)
         np.testing.assert_allclose(after["norm2._variance"], before["norm2._variance"] / 2 + 1)

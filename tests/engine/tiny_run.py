@@ -14,6 +14,7 @@ from ppcls.data.loader import Loader, LoaderConfig
 from ppcls.data.sampler import EvalSampler, GlobalBatchSampler
 from ppcls.engine.checkpoint import Checkpointer
 from ppcls.engine.config import GlobalConfig
+from ppcls.engine.ema import ExponentialMovingAverage
 from ppcls.engine.evaluator import Evaluator
 from ppcls.engine.logbook import Logbook
 from ppcls.engine.precision import Precision
@@ -113,11 +114,12 @@ def trainer(
     resume=None,
     task=None,
     sharing=None,
+    ema=None,
     **settings,
 ) -> Trainer:
     """A trainer as `engine.build` makes one. `network` is `model` in another guise, to run.
 
-    `task` makes another one than classification, from the precision.
+    `task` makes another one than classification, from the precision. `ema` is an EMAConfig.
     """
     dataset = dataset or TinyImages()
     settings = {"epochs": 2, "print_batch_step": 1, "image_shape": [3, 8, 8], **settings}
@@ -136,7 +138,12 @@ def trainer(
     precision = Precision(amp, device)
     precision.prepare(model, built)
     checkpointer = Checkpointer(
-        folder, model, built, {"Arch": {"name": "Tiny"}}, keep_last=config.keep_last
+        folder,
+        model,
+        built,
+        {"Arch": {"name": "Tiny"}},
+        keep_last=config.keep_last,
+        ema=None if ema is None else ExponentialMovingAverage(ema, model),
     )
     checkpointer.register("scaler", precision)
     progress, own = checkpointer.load(resume) if resume else (None, None)
