@@ -30,7 +30,9 @@ from ppcls.engine.detection import (
 )
 from ppcls.engine.ema import ExponentialMovingAverage
 from ppcls.engine.evaluator import EvalResult, Evaluator
+from ppcls.engine.freezing import build_freezing
 from ppcls.engine.logbook import Logbook, check_visualdl, format_values
+from ppcls.engine.parts import parameters_by_part
 from ppcls.engine.precision import Precision
 from ppcls.engine.task import ClassificationTask, Task
 from ppcls.engine.trainer import Trainer
@@ -221,8 +223,15 @@ def build_trainer(session: Session) -> Trainer:
         epochs=recipe.Global.epochs,
         steps_per_epoch=-(-len(loader.sampler) // recipe.Global.update_freq),
     )
-    optimizer = build_optimizer(recipe.Optimizer, "Optimizer", schedule=schedule, model=model)
+    optimizer = build_optimizer(
+        recipe.Optimizer,
+        "Optimizer",
+        schedule=schedule,
+        model=model,
+        parts=parameters_by_part(model),
+    )
     precision.prepare(model, optimizer)
+    freezing = build_freezing(recipe, model, optimizer)
     checkpointer = Checkpointer(
         session.folder,
         model,
@@ -249,6 +258,7 @@ def build_trainer(session: Session) -> Trainer:
         progress=progress,
         own=own,
         sharing=recipe.Distributed,
+        freezing=freezing,
     )
 
 

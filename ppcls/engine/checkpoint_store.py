@@ -89,8 +89,8 @@ class CheckpointStore:
         """Write one set, give it the names `tags`, and remove sets that are no longer kept.
 
         contents: suffix to what that file holds: all of `SUFFIXES`, and `EMA` if there is an
-        average. place: where the run stands, for people who read the manifest. Returns the set's stem. Raises JobError when writing fails;
-        the sets before are then as they were.
+        average. place: where the run stands, for people who read the manifest. Returns the set's
+        stem. Raises JobError when writing fails; the sets before are then as they were.
         """
         serial = 1 + max((*self.serials(), *self._own), default=0)
         stem = self.stem(serial)

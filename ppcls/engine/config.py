@@ -37,6 +37,8 @@ class GlobalConfig:
     auto_resume: bool = False  # go on with the run in OUTPUT_DIR/ARCH, if there is one
     update_freq: int = 1  # steps per update; their gradients are those of one large batch
     max_steps: int | None = None  # for smoke runs: stop after so many, as if the epoch ended
+    freeze: list[str] | None = None  # parts that do not train: stem, stage1..., backbone, head
+    unfreeze_epoch: int | None = None  # epochs after which they do; never when absent
     save_interval: int = 1  # epochs between epoch_N checkpoints
     save_interval_steps: int | None = None  # steps between saves inside an epoch
     keep_last: int = 2  # newest checkpoints kept, the one before the newest as its fallback
@@ -69,14 +71,27 @@ class GlobalConfig:
             epochs=self.epochs,
             update_freq=self.update_freq,
             max_steps=self.max_steps,
+            unfreeze_epoch=self.unfreeze_epoch,
             save_interval=self.save_interval,
             save_interval_steps=self.save_interval_steps,
             keep_last=self.keep_last,
             eval_interval=self.eval_interval,
             print_batch_step=self.print_batch_step,
         )
+        if self.unfreeze_epoch is not None:
+            self._check_unfreezing(self.unfreeze_epoch)
+        if self.freeze and self.to_static:
+            raise ValueError("freeze: expected none with to_static, whose programs do not change")
         if len(self.image_shape) != 3 or min(self.image_shape) < 1:
             raise ValueError(f"image_shape: expected [C, H, W] above 0, got {self.image_shape}")
+
+    def _check_unfreezing(self, epoch: int) -> None:
+        if not self.freeze:
+            raise ValueError("unfreeze_epoch: expected freeze to name parts, found none")
+        if epoch >= self.epochs:
+            raise ValueError(
+                f"unfreeze_epoch: expected a number < {self.epochs} (Global.epochs), got {epoch}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,8 @@ class ExponentialMovingAverage:
         for name, tensor in self._tensors.items():
             average = self._averages[name]
             if tensor.is_floating_point():
-                average.lerp_(tensor.astype(average.dtype), rate)
+                # Faster than `lerp_` on a CPU; where both are equal, the average stays as it is.
+                average.add_((tensor.astype(average.dtype) - average).scale_(rate))
             else:
                 average.copy_(tensor, True)
         self.updates += 1

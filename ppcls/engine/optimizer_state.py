@@ -58,6 +58,18 @@ def fit_optimizer_state(
     return renamed
 
 
+def take_state(optimizer: Optimizer) -> None:
+    """Make `optimizer` take a state it was given for the parameters that train now.
+
+    Paddle does so at the first update, and then demands a state for all that train there: for
+    parameters that join before it, there is none yet.
+    """
+    if optimizer._accumulators_holder:
+        trained = [p for p in optimizer._parameter_list if not p.stop_gradient]
+        block = paddle.static.default_main_program().global_block()
+        optimizer._create_accumulators(block, trained)
+
+
 def _scheduler_state(state: dict, where: str) -> dict[str, Any]:
     found = state.get("LR_Scheduler")
     updates = found.get("last_epoch") if isinstance(found, dict) else None

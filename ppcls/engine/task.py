@@ -53,7 +53,7 @@ class Task(Protocol):
         """Compute the step of a batch that has images."""
 
     def forward_nothing(self, network: nn.Layer, parameters: Sequence) -> StepResult:
-        """Take part in a step of which this rank has no image."""
+        """Take part in a step of which this rank has no image; may change the network's mode."""
 
 
 class ClassificationTask:
@@ -105,7 +105,6 @@ def nothing(
     """Join the ranks' gradient average without an image, leaving batch norm alone."""
     network.eval()
     network(paddle.zeros([1, *image_shape]))  # readies the average
-    network.train()
     # Not from the output: compiled for evaluation, a network has no backward pass.
     loss = paddle.add_n([p.astype("float32").sum() for p in parameters]) * 0.0
     return StepResult({name: paddle.zeros([]) for name in names}, 0, loss, 0)

@@ -22,6 +22,7 @@ from ppcls.engine.clock import Clock
 from ppcls.engine.config import DistributedConfig, GlobalConfig
 from ppcls.engine.detection import DetectionEvaluator, DetectionResult
 from ppcls.engine.evaluator import EvalResult, Evaluator
+from ppcls.engine.freezing import Freezing
 from ppcls.engine.logbook import Logbook, format_values
 from ppcls.engine.precision import Precision
 from ppcls.engine.rank_state import RankState
@@ -99,6 +100,7 @@ class Trainer:
         progress: Progress | None = None,
         own: RankState | None = None,
         sharing: DistributedConfig | None = None,
+        freezing: Freezing | None = None,
     ) -> None:
         self.config = config
         self.model = model
@@ -112,7 +114,11 @@ class Trainer:
         self.logbook = logbook
         self.evaluator = evaluator
         self.progress = progress or Progress()
-        self.network = parallel.wrap(model, sharing or DistributedConfig())
+        self.freezing = freezing or Freezing([], None, optimizer)
+        self.freezing.release(self.progress.epoch)
+        self.sharing = sharing or DistributedConfig()
+        self.network = parallel.wrap(model, self.sharing)
+        self._networks = [self.network]  # parameters refer to them, also to one no longer used
         # That took rank 0's weights: what is a rank's own follows.
         self.steps_per_epoch = len(loader.sampler)
         self.stop = StopRequest()
@@ -189,7 +195,10 @@ class Trainer:
 
     def train_epoch(self, epoch: int) -> None:
         """Train the steps that are left of epoch number `epoch`, counted from 0."""
-        self.network.train()
+        if self.freezing.release(epoch):
+            self.network = parallel.wrap(self.model, self.sharing)  # averages what trains now
+            self._networks.append(self.network)
+        self._set_training_mode()
         self.loader.sampler.set_epoch(epoch)
         steps = self._steps_of_epoch()
         clock = Clock()
@@ -206,6 +215,10 @@ class Trainer:
             self._after_step(is_last=step == steps - 1)
         self._check_finite()
         self._log_epoch(epoch)
+
+    def _set_training_mode(self) -> None:
+        self.network.train()
+        self.freezing.keep_mode()
 
     def _batches(self, start: int, steps: int) -> Iterator[tuple[int, Batch]]:
         """The steps of an epoch that are left, with their batches."""
@@ -258,7 +271,9 @@ class Trainer:
         if len(batch.indices):
             return self.task.forward(self.network, batch)
         weights = [p for p in self.model.parameters() if not p.stop_gradient]
-        return self.task.forward_nothing(self.network, weights)
+        result = self.task.forward_nothing(self.network, weights)
+        self._set_training_mode()
+        return result
 
     def _update(self, planned: int, where: str) -> None:
         """Update the weights from the gradients of a group of steps with `planned` samples."""

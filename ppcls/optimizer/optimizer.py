@@ -4,15 +4,22 @@ Weight decay is of two kinds. SGD, Momentum, Adam and most others add its gradie
 gradient, after clipping (coupled); AdamW and Lamb decay the weights themselves. By default it holds
 for all parameters, norms and biases too, as in the HarDNet author's recipe.
 
-Parameters left out of the decay carry a regularizer of 0 instead of forming a parameter group of
-their own: Paddle clips each group by itself, so groups would change the global norm.
+Parameters left out of the decay carry a regularizer of 0, and those with a learning rate of their
+own carry its factor, instead of forming parameter groups: Paddle clips each group by itself, so
+groups would change the global norm.
+
+Paddle's Lamb is the paper's (You et al., "Large Batch Optimization for Deep Learning", 2020) with
+phi(z) = z, bias correction, and the decay inside the trust ratio ||w|| / ||update||, which is 1
+where either norm is 0. What differs: a parameter left out of the decay, or a decay of 0, has no
+trust ratio and is updated as by Adam, as in NVIDIA's LAMB, unless `always_adapt` is true.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,6 +51,8 @@ _MULTI_TENSOR = ("Momentum", "Adam")  # which Paddle can update all at once
 
 _DECOUPLED = ("AdamW", "Lamb")
 
+_HEAD = "head"  # the last part of a network
+
 _FRACTIONS = ("momentum", "rho", "beta1", "beta2")  # in [0, 1)
 
 
@@ -52,6 +61,13 @@ class _NoDecay(L2Decay):
 
     def __init__(self) -> None:
         super().__init__(0.0)
+
+
+class _Factor(float):
+    """Of a learning rate, times the network's `own`; another optimizer for the same model knows it
+    by its type."""
+
+    own: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +88,9 @@ class Common:
 
     clip_norm scales each gradient alone to at most this L2 norm, as PaddleClas does under that
     name; clip_norm_global scales all of them together.
+
+    A part of the network (stem, stage1, ..., head) that has n parts behind it trains at
+    layer_decay ** n times the learning rate, and the head at head_lr_mult times it.
     """
 
     regularizer: Regularizer | None = None
@@ -81,12 +100,18 @@ class Common:
     clip_norm_global: float | None = None
     clip_norm: float | None = None
     clip_value: float | None = None  # gradients are limited to [-clip_value, clip_value]
+    layer_decay: float = 1.0
+    head_lr_mult: float = 1.0
 
     def __post_init__(self) -> None:
         if self.regularizer is not None and self.weight_decay is not None:
             raise ValueError("weight_decay: expected either weight_decay or regularizer, got both")
         if self.weight_decay is not None and self.weight_decay < 0:
             raise ValueError(f"weight_decay: expected a number >= 0, got {self.weight_decay!r}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay: expected a number in (0, 1], got {self.layer_decay!r}")
+        if not 0 < self.head_lr_mult < math.inf:
+            raise ValueError(f"head_lr_mult: expected a number > 0, got {self.head_lr_mult!r}")
         clips = {
             key: value
             for key, value in dataclasses.asdict(self).items()
@@ -112,8 +137,30 @@ class Common:
         one_dim = self.one_dim_param_no_weight_decay and len(parameter.shape) == 1
         return one_dim or any(part in name for part in parts)
 
+    def check_names(self, names: Sequence[str], where: str) -> None:
+        """Raise ConfigError for a part in `no_weight_decay_name` that no parameter has."""
+        for part in (self.no_weight_decay_name or "").split():
+            if not any(part in name for name in names):
+                raise ConfigError(
+                    f"{where}.no_weight_decay_name: expected parts of the names of parameters, "
+                    f"such as {names[-1]!r}, but none contains {part!r}"
+                )
 
-def build_optimizer(section: Any, where: str, *, schedule: Schedule, model: nn.Layer) -> Optimizer:
+    def lr_factors(self, parts: Sequence[str]) -> dict[str, float]:
+        """What the learning rate is multiplied by in each of `parts`, the head being the last."""
+        last = len(parts) - 1
+        factors = {part: self.layer_decay ** (last - depth) for depth, part in enumerate(parts)}
+        return factors | {_HEAD: self.head_lr_mult}
+
+
+def build_optimizer(
+    section: Any,
+    where: str,
+    *,
+    schedule: Schedule,
+    model: nn.Layer,
+    parts: Mapping[str, Sequence[str]] | None = None,
+) -> Optimizer:
     """Build the optimizer of a section like `{name: Momentum, momentum: 0.9, regularizer: ...}`.
 
     Its key `lr` is left to build_schedule. The optimizer follows `schedule.scheduler()` and takes
@@ -121,6 +168,9 @@ def build_optimizer(section: Any, where: str, *, schedule: Schedule, model: nn.L
     updated through a float32 copy where the optimizer can (`multi_precision`, on by default).
     `use_multi_tensor` updates all float32, float16 or bfloat16 tensors in one call (Momentum and
     Adam), with the same result. Raises ConfigError naming the key.
+
+    parts: the names of the parameters in each part of the network, from the input to the head, for
+    `layer_decay` and `head_lr_mult`.
     """
     if not isinstance(section, Mapping) or "name" not in section:
         raise ConfigError(f"{where}: expected a mapping with a 'name', got {section!r}")
@@ -136,6 +186,7 @@ def build_optimizer(section: Any, where: str, *, schedule: Schedule, model: nn.L
     trainable = {n: p for n, p in model.named_parameters() if not p.stop_gradient}
     if not trainable:
         raise ConfigError(f"{where}: expected a model with parameters that train, got none")
+    common.check_names([n for n, _ in model.named_parameters()], where)
     excluded = [p for n, p in trainable.items() if common.excludes(n, p)]
     if name in _DECOUPLED:
         arguments |= _decoupled(name, common, {p.name for p in excluded}, where)
@@ -143,8 +194,7 @@ def build_optimizer(section: Any, where: str, *, schedule: Schedule, model: nn.L
     else:
         arguments |= _coupled(common)
     for parameter in trainable.values():
-        if isinstance(parameter.regularizer, _NoDecay):
-            parameter.regularizer = None
+        _forget(parameter)
     optimizer = factory(
         learning_rate=schedule.scheduler(),
         parameters=list(trainable.values()),
@@ -154,7 +204,42 @@ def build_optimizer(section: Any, where: str, *, schedule: Schedule, model: nn.L
     # Paddle reads these at the first update; set any earlier, it logs that they are set.
     for parameter in excluded:
         parameter.regularizer = _NoDecay()
+    factors = _parameter_factors(common, parts or {}, where)
+    for parameter_name in factors.keys() & trainable.keys():
+        _scale_rate(trainable[parameter_name], factors[parameter_name])
     return optimizer
+
+
+def _parameter_factors(
+    common: Common, parts: Mapping[str, Sequence[str]], where: str
+) -> dict[str, float]:
+    """The factors of the parameters whose learning rate is not the schedule's."""
+    keys = [key for key in ("layer_decay", "head_lr_mult") if getattr(common, key) != 1]
+    if not keys:
+        return {}
+    if _HEAD not in parts:
+        raise ConfigError(
+            f"{where}.{keys[0]}: expected a HarDNet, whose stem, stages and head are known, "
+            f"got {getattr(common, keys[0])} for another network"
+        )
+    factors = common.lr_factors(list(parts))
+    return {name: factors[part] for part, names in parts.items() for name in names}
+
+
+def _scale_rate(parameter: Any, factor: float) -> None:
+    own = parameter.optimize_attr["learning_rate"]
+    scaled = _Factor(own * factor)
+    scaled.own = own
+    parameter.optimize_attr["learning_rate"] = scaled
+
+
+def _forget(parameter: Any) -> None:
+    """Undo what an earlier optimizer of this module wrote on a parameter."""
+    if isinstance(parameter.regularizer, _NoDecay):
+        parameter.regularizer = None
+    rate = parameter.optimize_attr["learning_rate"]
+    if isinstance(rate, _Factor):
+        parameter.optimize_attr["learning_rate"] = rate.own
 
 
 def _parse(factory: Any, section: Mapping, where: str) -> tuple[Common, dict[str, Any]]:

@@ -143,6 +143,23 @@ def assert_same_end(workspace, expected):
     assert records(workspace) == expected[1]
 
 
+@pytest.mark.slow
+def test_averages_and_a_part_that_joins_later(make_workspace, wrapper, short):
+    """Ranks keep one set of weights and averages, and stop and go on around the release too."""
+    recipe = ("EMA.decay=0.9", "Global.freeze=[backbone]", "Global.unfreeze_epoch=1")
+    options = (*TWO, *recipe, "Global.check_ranks_interval=1")
+    whole, parts = make_workspace("whole"), make_workspace("parts")
+    running.succeeded(running.finish(start(whole, wrapper, short, 2, *options)))
+    for stop in (6, 9, -1):
+        run = running.finish(start(parts, wrapper, short, 2, *options, STOP_AFTER=stop))
+        assert (run.code == 0) == (stop < 0), str(run)
+    assert_same_end(parts, (weights(whole), records(whole)))
+    averages = load_paddle_state_dict(run_folder(whole) / "latest.ema.pdparams")
+    found = load_paddle_state_dict(run_folder(parts) / "latest.ema.pdparams")
+    for name, array in averages.items():
+        np.testing.assert_array_equal(found[name], array, name)
+
+
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(workspace, wrapper, short, undisturbed):
     """Here inside an update of two steps, each rank with statistics of its own."""
     process = start(workspace, wrapper, short, 2, *TWO, STOP_AFTER=8)

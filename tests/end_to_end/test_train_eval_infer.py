@@ -207,3 +207,29 @@ def test_stock_paddleclas_takes_our_weights(weights):
     images = paddle.to_tensor(np.random.default_rng(0).standard_normal((2, 3, 64, 64), "float32"))
     theirs.eval(), ours.eval()
     np.testing.assert_allclose(theirs(images).numpy(), ours(images).numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_average_is_evaluated_and_exported(workspace, short):
+    """By its own file, as any other weights."""
+    recipe = ("EMA.decay=0.5", "Optimizer.layer_decay=0.75", "Optimizer.head_lr_mult=2")
+    train = running.tool(workspace, "train", "-c", short, "-o", *recipe, "--json", "train.json")
+    running.succeeded(train)
+    folder = workspace / "output" / "HarDNet39_ds"
+    for stem in TAGS:
+        assert (folder / f"{stem}.ema.pdparams").is_file()
+    logged = {
+        "best_model.pdparams": running.records(folder, "eval")[0],
+        "best_model.ema.pdparams": running.records(folder, "eval_ema")[0],
+    }
+    best = json.loads((workspace / "train.json").read_text())["best_metric"]
+    assert best == logged["best_model.ema.pdparams"]["top1"]
+    for file, record in logged.items():
+        weights = f"Global.pretrained_model={folder / file}"
+        running.succeeded(
+            running.tool(workspace, "eval", "-c", short, "-o", weights, "--json", "eval.json")
+        )
+        result = json.loads((workspace / "eval.json").read_text())
+        assert (result["loss"], result["top1"]) == (record["loss"], record["top1"]), file
+    weights = folder / "best_model.ema.pdparams"
+    running.succeeded(running.tool(workspace, "export_model", "-c", short, "--checkpoint", weights))

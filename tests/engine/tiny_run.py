@@ -16,6 +16,7 @@ from ppcls.engine.checkpoint import Checkpointer
 from ppcls.engine.config import GlobalConfig
 from ppcls.engine.ema import ExponentialMovingAverage
 from ppcls.engine.evaluator import Evaluator
+from ppcls.engine.freezing import Freezing
 from ppcls.engine.logbook import Logbook
 from ppcls.engine.precision import Precision
 from ppcls.engine.task import ClassificationTask
@@ -115,11 +116,14 @@ def trainer(
     task=None,
     sharing=None,
     ema=None,
+    frozen_layers=(),
+    until=None,
     **settings,
 ) -> Trainer:
     """A trainer as `engine.build` makes one. `network` is `model` in another guise, to run.
 
     `task` makes another one than classification, from the precision. `ema` is an EMAConfig.
+    `frozen_layers` are names of layers, frozen before epoch number `until`.
     """
     dataset = dataset or TinyImages()
     settings = {"epochs": 2, "print_batch_step": 1, "image_shape": [3, 8, 8], **settings}
@@ -137,6 +141,7 @@ def trainer(
     built = build_optimizer({**optimizer, "lr": lr}, "Optimizer", schedule=schedule, model=model)
     precision = Precision(amp, device)
     precision.prepare(model, built)
+    freezing = Freezing([getattr(model, name) for name in frozen_layers], until, built)
     checkpointer = Checkpointer(
         folder,
         model,
@@ -167,6 +172,7 @@ def trainer(
         progress=progress,
         own=own,
         sharing=sharing,
+        freezing=freezing,
     )
 
 

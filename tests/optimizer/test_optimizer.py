@@ -42,9 +42,9 @@ class Tiny(nn.Layer):
         loss.backward()
 
 
-def build(model, rate=RATE, **section):
+def build(model, rate=RATE, parts=None, **section):
     schedule = build_schedule({"learning_rate": rate}, "O.lr", epochs=1, steps_per_epoch=100)
-    return build_optimizer(section, "O", schedule=schedule, model=model)
+    return build_optimizer(section, "O", schedule=schedule, model=model, parts=parts)
 
 
 def train(model, optimizer, steps=5):
@@ -95,7 +95,7 @@ def test_momentum_with_coupled_decay_is_pytorch_sgd(nesterov):
     ("exclusion", "left_out"),
     [
         ({"one_dim_param_no_weight_decay": True}, {"norm_weight", "bias"}),
-        ({"no_weight_decay_name": "nothing norm"}, {"norm_weight"}),
+        ({"no_weight_decay_name": "froz norm"}, {"norm_weight"}),
         ({"no_weight_decay_name": "bias", "one_dim_param_no_weight_decay": False}, {"bias"}),
     ],
 )
@@ -147,6 +147,113 @@ def test_adamw(one_dim):
     expected = reference(model, update)
     options = {"weight_decay": DECAY, "one_dim_param_no_weight_decay": one_dim}
     assert_same(train(model, build(model, name="AdamW", **own, **options)), expected)
+
+
+def lamb(decays, adapts):
+    """You et al. 2020, algorithm 2, with phi(z) = z; `adapts` says who has a trust ratio."""
+    beta1, beta2, epsilon = 0.875, 0.96875, 2.0**-20
+
+    def update(name, p, g, state, step):
+        state["m"] = beta1 * state.get("m", 0) + (1 - beta1) * g
+        state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * g * g
+        m, v = state["m"] / (1 - beta1**step), state["v"] / (1 - beta2**step)
+        move = m / (np.sqrt(v) + epsilon) + (DECAY * p if decays(name) else 0)
+        ratio = np.linalg.norm(p) / np.linalg.norm(move) if adapts(name) else 1.0
+        return p - RATE * ratio * move
+
+    return update, {"beta1": beta1, "beta2": beta2, "epsilon": epsilon}
+
+
+@pytest.mark.parametrize(("one_dim", "always_adapt"), [(False, False), (True, False), (True, True)])
+def test_lamb(one_dim, always_adapt):
+    def decays(name):
+        return name == "weight" or not one_dim
+
+    model = Tiny()
+    update, own = lamb(decays, lambda name: decays(name) or always_adapt)
+    expected = reference(model, update, steps=10)
+    options = {"weight_decay": DECAY, "one_dim_param_no_weight_decay": one_dim}
+    optimizer = build(model, name="Lamb", always_adapt=always_adapt, **own, **options)
+    assert_same(train(model, optimizer, steps=10), expected, rtol=1e-10)
+
+
+PARTS = {"stem": ["bias"], "stage1": ["norm_weight", "frozen"], "head": ["weight"]}
+
+
+def at_rates(update, rates):
+    """`update` with other learning rates: the move it makes times what a parameter has."""
+
+    def scaled(name, p, g, state, step):
+        return p + rates[name] * (update(name, p, g, state, step) - p)
+
+    return scaled
+
+
+@pytest.mark.parametrize("name", ["SGD", "Momentum", "AdamW", "Lamb"])
+@pytest.mark.parametrize("clipped", [False, True])
+def test_layer_decay(name, clipped):
+    """The stem at 1/4, the stage at 1/2, the head at 2 times the rate; clipped over all parts."""
+    rates = {"bias": 0.25, "norm_weight": 0.5, "weight": 2.0}
+    always = {"decays": lambda name: True}
+    updates = {
+        "SGD": lambda: (torch_sgd(0, False, lambda _, p: DECAY * p), {}),
+        "Momentum": lambda: (torch_sgd(0.5, True, lambda _, p: DECAY * p), {"momentum": 0.5}),
+        "AdamW": lambda: adamw(**always),
+        "Lamb": lambda: lamb(**always, adapts=lambda name: True),
+    }
+    model = Tiny()
+    update, own = updates[name]()
+    clipping = {}
+    if clipped:
+        clipping, norm = {"clip_norm_global": 2.0}, global_norm(model)
+        update = with_gradients(update, lambda g, step: g * min(1, 2.0 / (step * norm)))
+    expected = reference(model, at_rates(update, rates), steps=10)
+    if name == "Momentum":
+        own["use_nesterov"] = True
+    settings = {"weight_decay": DECAY, "layer_decay": 0.5, "head_lr_mult": 2.0, **clipping}
+    optimizer = build(model, name=name, parts=PARTS, **own, **settings)
+    assert_same(train(model, optimizer, steps=10), expected, rtol=1e-10)
+
+
+def global_norm(model):
+    return np.sqrt(sum((grad**2).sum() for grad in model.grads.values()))
+
+
+def with_gradients(update, change):
+    def changed(name, p, g, state, step):
+        return update(name, p, change(g, step), state, step)
+
+    return changed
+
+
+@pytest.mark.parametrize("limit", [0.5, 2.0])
+def test_clip_value(limit):
+    model = Tiny()
+    update = with_gradients(
+        torch_sgd(0.5, False, lambda _, p: DECAY * p), lambda g, _: g.clip(-limit, limit)
+    )
+    expected = reference(model, update, steps=10)
+    section = {"name": "Momentum", "momentum": 0.5, "weight_decay": DECAY, "clip_value": limit}
+    assert_same(train(model, build(model, **section), steps=10), expected, rtol=1e-10)
+
+
+def test_rates_of_parts_end_with_their_optimizer():
+    model = Tiny()
+    model.weight.optimize_attr["learning_rate"] = 4.0  # the network's own, which stays
+    build(model, name="SGD", parts=PARTS, layer_decay=0.5)
+    optimizer = build(model, name="SGD", parts=PARTS, head_lr_mult=0.5)
+    rates = {"bias": 1.0, "norm_weight": 1.0, "weight": 2.0}
+    expected = reference(model, at_rates(torch_sgd(0, False, lambda *_: 0), rates))
+    assert_same(train(model, optimizer), expected)
+
+
+@pytest.mark.parametrize("section", [{"name": "Momentum"}, {"name": "Adam"}])
+def test_rates_of_parts_with_all_tensors_at_once(section):
+    plain, at_once = Tiny("float32"), Tiny("float32")
+    section = {**section, "layer_decay": 0.5, "head_lr_mult": 4.0, "parts": PARTS}
+    expected = train(plain, build(plain, **section))
+    found = train(at_once, build(at_once, **section, use_multi_tensor=True))
+    assert_same(found, expected, rtol=1e-6)
 
 
 def test_lamb_exclusion():
@@ -306,6 +413,21 @@ def test_schedule_drives_the_optimizer():
         (
             {"name": "SGD", "clip_norm_global": 1, "clip_value": 1},
             r"O\.clip_value: expected one kind of",
+        ),
+        (
+            {"name": "SGD", "layer_decay": 0},
+            r"O\.layer_decay: expected a number in \(0, 1\], got 0",
+        ),
+        ({"name": "SGD", "layer_decay": 1.5}, r"O\.layer_decay: expected .*, got 1\.5"),
+        ({"name": "SGD", "head_lr_mult": -1}, r"O\.head_lr_mult: expected a number > 0, got -1"),
+        (
+            {"name": "SGD", "no_weight_decay_name": "norm biass"},
+            r"O\.no_weight_decay_name: expected parts of the names .* none contains 'biass'",
+        ),
+        ({"name": "SGD", "head_lr": 2}, r"O: unknown key 'head_lr'; did you mean 'head_lr_mult'"),
+        (
+            {"name": "SGD", "layer_decay": 0.75},
+            r"O\.layer_decay: expected a HarDNet, whose stem, stages and head are known, got 0\.75",
         ),
     ],
 )
