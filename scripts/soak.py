@@ -3,9 +3,10 @@
 nobody disturbed: the weights and every record of metrics.jsonl, bit for bit.
 
 The training is HarDNet39_ds on the digits, with augmentation, dropout and accumulated gradients,
-and saves every few steps. SIGKILL comes at random moments, among them moments inside a save.
-With --processes 2 it runs under scripts/train_supervised.sh and paddle.distributed.launch, and one
-random rank is killed.
+and saves every few steps; `-o` adds to the recipe, such as an average of the weights, which is then
+compared too. SIGKILL comes at random moments, among them moments inside a save. With --processes 2
+it runs under scripts/train_supervised.sh and paddle.distributed.launch, and one random rank is
+killed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Also from a clone that is not installed.
 sys.path.insert(0, str(ROOT))
 
-from ppcls.engine.checkpoint_store import SUFFIXES, CheckpointStore  # noqa: E402
+from ppcls.engine.checkpoint_store import EMA, CheckpointStore  # noqa: E402
 from ppcls.utils.cli import make_parser, run  # noqa: E402
 from ppcls.utils.errors import JobError, UserError  # noqa: E402
 from ppcls.utils.pdparams import load_paddle_file, load_paddle_state_dict  # noqa: E402
@@ -114,7 +115,13 @@ class Job:
         ]
 
     def weights(self) -> dict[str, np.ndarray]:
-        return load_paddle_state_dict(self.folder / "latest.pdparams")
+        """The weights, and their average if the recipe has one."""
+        weights = load_paddle_state_dict(self.folder / "latest.pdparams")
+        averages = self.folder / f"latest{EMA}"
+        if averages.is_file():
+            found = load_paddle_state_dict(averages)
+            weights |= {f"average of {name}": array for name, array in found.items()}
+        return weights
 
 
 def _overrides(args: argparse.Namespace, output: Path) -> list[str]:
@@ -134,6 +141,7 @@ def _overrides(args: argparse.Namespace, output: Path) -> list[str]:
         f"DataLoader.Train.dataset.cls_label_path={lists}/soak_train.txt",
         f"DataLoader.Eval.dataset.cls_label_path={lists}/soak_val.txt",
         f"DataLoader.Train.sampler.batch_size={args.batch_size // args.processes}",
+        *args.override,
     ]
 
 
@@ -246,7 +254,7 @@ def _is_readable(store: CheckpointStore, serial: int) -> bool:
     if saved is None:
         print(f"unreadable: {complaint}", file=sys.stderr)
         return False
-    for suffix in SUFFIXES:
+    for suffix in saved.suffixes:
         load_paddle_file(saved.file(suffix))
     return True
 
@@ -317,9 +325,11 @@ def compare(job: Job, reference: Job, tally: Tally) -> None:
     differences = [
         float(np.abs(found[name].astype("float64") - array).max(initial=0.0))
         for name, array in wanted.items()
+        if name in found
     ]
     tally.largest_difference = max(tally.largest_difference, *differences)
-    same = all(np.array_equal(found[name], array) for name, array in wanted.items())
+    same = found.keys() == wanted.keys()
+    same = same and all(np.array_equal(found[name], array) for name, array in wanted.items())
     tally.rounds_with_other_weights += not same
     tally.rounds_with_other_records += job.records() != reference.records()
 
@@ -403,6 +413,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--save-every", type=int, default=2, help="steps between saves")
     parser.add_argument("--longest-life", type=float, default=4.0, help="seconds after starting up")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "-o", "--override", nargs="+", action="extend", default=[], metavar="KEY=VALUE"
+    )
     parser.add_argument("--work", type=Path, help="folder of the runs, kept (default: temporary)")
     return parser
 
