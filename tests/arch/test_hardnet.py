@@ -272,7 +272,9 @@ def test_nhwc_computes_the_same(name):
         np.testing.assert_allclose(transposed, wanted.numpy(), rtol=0, atol=5e-3)
 
 
-@pytest.mark.parametrize("name", ["HarDNet39_ds", "HarDNet68"])
+@pytest.mark.parametrize(
+    "name", ["HarDNet39_ds", pytest.param("HarDNet68", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-2), ("float64", 1e-11)])
 def test_nhwc_trains_the_same(name, dtype, tolerance):
     """Gradients against the largest of them all: some are zero but for rounding, and in float32

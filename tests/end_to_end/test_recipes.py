@@ -28,7 +28,7 @@ def assert_trained(workspace, arch, steps=2, samples=3):
     "arch",
     [
         "HarDNet68",
-        "HarDNet85",
+        pytest.param("HarDNet85", marks=pytest.mark.slow),
         pytest.param("HarDNet39_ds", marks=pytest.mark.slow),
         pytest.param("HarDNet68_ds", marks=pytest.mark.slow),
     ],

@@ -171,8 +171,10 @@ class L2Norm(nn.Layer):
             wide = x if x.dtype == paddle.float64 else x.astype("float32")
             shape = [-1, 1, 1] if self._axis == 1 else [-1]
             weight = self.weight.astype(wide.dtype).reshape(shape)
-            # The epsilon comes after the root, as in the official code.
-            norm = paddle.sqrt(paddle.sum(wide * wide, axis=self._axis, keepdim=True)) + 1e-10
+            squares = paddle.sum(wide * wide, axis=self._axis, keepdim=True)
+            # The epsilon comes after the root, as in the official code, where the gradient of a
+            # position whose channels are all 0 is then NaN. The bound, far below it, prevents that.
+            norm = paddle.sqrt(paddle.clip(squares, min=1e-30)) + 1e-10
             return (weight * (wide / norm)).astype(x.dtype)
 
 

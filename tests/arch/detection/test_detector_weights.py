@@ -61,11 +61,11 @@ def check(model, before, new):
     ("kind", "number", "new"),
     [
         ("classifier", "68", ["base.13", *NEW]),
-        ("classifier", "85", ["bridge", *NEW]),
+        pytest.param("classifier", "85", ["bridge", *NEW], marks=pytest.mark.slow),
         ("trunk", "68", NEW),
         ("trunk", "85", ["bridge", *NEW]),
         ("whole", "68", []),
-        ("whole", "85", []),
+        pytest.param("whole", "85", [], marks=pytest.mark.slow),
     ],
 )
 def test_what_starts_anew(files, caplog, kind, number, new, ending):

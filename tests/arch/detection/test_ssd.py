@@ -13,7 +13,7 @@ import pytest
 
 from ppcls.arch import build_model, create_model, list_models
 from ppcls.arch.backbone.hardnet_block import ConvBNAct, HarDBlock
-from ppcls.arch.detection.ssd import SSD, SSD_HarDNet68
+from ppcls.arch.detection.ssd import SSD, L2Norm, SSD_HarDNet68
 from ppcls.arch.detection.ssd_plan import SSD_VARIANTS, detector_shapes
 from ppcls.utils.errors import ConfigError
 
@@ -280,3 +280,12 @@ def test_arguments_out_of_range_as_a_value_error():
 def test_images_of_another_shape(shape):
     with pytest.raises(ValueError, match=r"x: expected images \[N, 3, 300, 300\], got shape"):
         detector()(paddle.zeros(shape))
+
+
+def test_a_position_whose_channels_are_all_0_has_a_gradient():
+    layer = L2Norm(3)
+    x = paddle.to_tensor([[[[0.0, 3.0]], [[0.0, 0.0]], [[0.0, 4.0]]]], stop_gradient=False)
+    y = layer(x)
+    np.testing.assert_allclose(y.numpy()[0, :, 0], [[0, 12], [0, 0], [0, 16]], rtol=1e-6)
+    y.sum().backward()
+    assert np.isfinite(x.grad.numpy()).all() and np.isfinite(layer.weight.grad.numpy()).all()
