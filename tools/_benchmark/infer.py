@@ -376,7 +376,9 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         labels = [f"{r['name']} ({r['precision']})" for r in rows]
         panel.barh(labels, middle, xerr=spread, color=colours, ecolor="#333333")
         for number, value in enumerate(middle):
-            panel.annotate(f" {value:.1f}", (value, number), va="center", fontsize=8)
+            end = value + spread[1][number]
+            panel.annotate(f" {value:.1f}", (end, number), va="center", fontsize=8)
+        panel.margins(x=0.12)  # for the last label
         panel.set_title("{}, batch {}, {}x{} pixels".format(*case, case[-1]))
         panel.set_xlabel("milliseconds, median (5th to 90th percentile)")
     figure.savefig(path, dpi=110)
