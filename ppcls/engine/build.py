@@ -78,13 +78,12 @@ def open_session(path: str, overrides: Sequence[str], runtime_note: str) -> Sess
     device = parallel.select_device(recipe.Global.device)
     parallel.start()
     logger.info(
-        "paddle %s on %s, process %d of %d, %s, convolution on a CPU: %s",
+        "paddle %s on %s, process %d of %d, %s",
         paddle.__version__,
         device,
         distributed.rank(),
         distributed.world_size(),
         runtime_note,
-        conv2d.describe(),
     )
     return Session(recipe, device)
 
@@ -108,13 +107,20 @@ def build_network(session: Session, *, new_head: bool = False) -> nn.Layer:
     return model
 
 
-def to_static(session: Session, model: nn.Layer) -> nn.Layer:
-    """Compile the network when `Global.to_static` says so."""
+def make_fast(session: Session, model: nn.Layer) -> nn.Layer:
+    """Compile the network when `Global.to_static` says so, else choose a CPU's convolutions."""
     config = session.recipe.Global
     if not config.to_static:
+        if session.device == "cpu":
+            _accelerate(model)
         return model
     spec = [paddle.static.InputSpec([None, *config.image_shape], "float32")]
     return paddle.jit.to_static(model, input_spec=spec, full_graph=True)
+
+
+def _accelerate(model: nn.Layer) -> None:
+    found = conv2d.accelerate_convolutions(model)
+    logger.info("convolutions: %s (%d of %d layers)", conv2d.describe(), found.count, found.total)
 
 
 def build_task(recipe: Recipe, precision: Precision) -> Task:
@@ -246,7 +252,7 @@ def build_trainer(session: Session) -> Trainer:
     logbook = _open_folder(session, recipe, checkpointer, progress if resumed else None)
     return Trainer(
         recipe.Global,
-        model=to_static(session, model),
+        model=make_fast(session, model),
         loader=loader,
         task=task,
         optimizer=optimizer,
@@ -381,7 +387,7 @@ def evaluate(session: Session) -> EvalResult | DetectionResult:
     if recipe.Global.task == "detection":
         check_detector(model)
     precision.prepare(model)
-    result = evaluator.evaluate(to_static(session, model))
+    result = evaluator.evaluate(make_fast(session, model))
     values = format_values({**result.losses, **result.metrics})
     logger.info("[Eval][Epoch 0][Avg]%s", values)
     logger.info("%d images in %.1f s", result.samples, result.seconds)

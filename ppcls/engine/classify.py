@@ -12,7 +12,7 @@ from paddle import nn
 
 import ppcls
 from ppcls.data.images import Preparation, list_images
-from ppcls.engine.build import Session, build_network, require_weights, to_static
+from ppcls.engine.build import Session, build_network, make_fast, require_weights
 from ppcls.engine.config import PostProcessConfig, Recipe
 from ppcls.engine.evaluator import logits_of
 from ppcls.engine.precision import Precision
@@ -43,7 +43,7 @@ def classify(session: Session) -> list[dict[str, Any]]:
     precision = Precision(recipe.AMP, session.device)
     model = build_network(session)
     precision.prepare(model)
-    model = to_static(session, model)
+    model = make_fast(session, model)
     model.eval()
     results = []
     for start in range(0, len(paths), recipe.Infer.batch_size):

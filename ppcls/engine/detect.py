@@ -12,7 +12,7 @@ from paddle import nn
 
 from ppcls.arch.detection.postprocess import PostProcess
 from ppcls.data.images import Preparation, PreparedImage
-from ppcls.engine.build import Session, build_network, require_weights, to_static
+from ppcls.engine.build import Session, build_network, make_fast, require_weights
 from ppcls.engine.classify import images_to_infer, inference_transforms
 from ppcls.engine.config import Recipe
 from ppcls.engine.detection import check_detector, check_finite
@@ -42,7 +42,7 @@ def detect(session: Session) -> list[dict[str, Any]]:
     model = build_network(session)
     check_detector(model)
     precision.prepare(model)
-    network = to_static(session, model)
+    network = make_fast(session, model)
     network.eval()
     post = PostProcess(recipe.class_num, recipe.Infer.Detection)
     targets = picture_paths(paths, Path(recipe.Infer.output_dir), "Infer.output_dir")

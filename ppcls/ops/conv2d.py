@@ -5,8 +5,12 @@ class (Paddle's own tools look layers up by their exact class), results equal to
 It concerns float32 tensors on a CPU in dynamic mode, in training and where no gradient is wanted.
 Everything else takes Paddle's own operator: float64, automatic mixed precision, a GPU, gradients in
 evaluation mode, and every static graph, so that an exported program holds nothing but operators of
-Paddle's. In training mode, `paddle.grad` for some inputs only and second derivatives are beyond
-what a PyLayer can do: `PPCLS_CONV=paddle` in the environment is for them.
+Paddle's.
+
+It is for code that goes backward once through a graph, as this project's tools do; they alone ask
+for it. A second backward through the same graph ends the process inside Paddle, whatever the
+PyLayer; `paddle.grad` for some inputs only and second derivatives are an error. A network of
+`ppcls.arch` computes with Paddle's own convolutions until `accelerate_convolutions` is called.
 """
 
 from __future__ import annotations
@@ -16,9 +20,10 @@ import logging
 import os
 from pathlib import Path
 from types import MethodType
+from typing import NamedTuple
 
 import paddle
-from paddle import nn
+from paddle import _C_ops, nn
 from paddle.autograd import PyLayer
 
 from ppcls.ops.onednn import Library, OneDNNError
@@ -30,7 +35,22 @@ logger = logging.getLogger("ppcls")
 VARIABLE = "PPCLS_CONV"
 CHOICES = ("auto", "paddle")
 Pair = tuple[int, int]
-_CACHED = 2048  # convolutions of different geometry: some 20 image sizes of the largest network
+_CACHED = 512  # convolutions of different geometry, of up to half a megabyte each
+_CPU = paddle.CPUPlace()
+
+
+class Accelerated(NamedTuple):
+    """How many convolutions of a network oneDNN computes."""
+
+    count: int
+    total: int
+
+
+def accelerate_convolutions(network: nn.Layer) -> Accelerated:
+    """Let the `nn.Conv2D` layers of `network` compute with oneDNN where they can."""
+    layers = [layer for layer in network.sublayers(include_self=True) if type(layer) is nn.Conv2D]
+    count = sum(is_accelerated(accelerate(layer)) for layer in layers)
+    return Accelerated(count, len(layers))
 
 
 def accelerate(layer: nn.Conv2D) -> nn.Conv2D:
@@ -39,9 +59,7 @@ def accelerate(layer: nn.Conv2D) -> nn.Conv2D:
     With `PPCLS_CONV=paddle` in the environment, or where Paddle's package holds no oneDNN, it goes
     on with Paddle's own convolution; `describe` says which it is.
     """
-    window = _window(layer)
-    if window is not None and library() is not None:
-        layer._window = window
+    if library() is not None and _window(layer) is not None:
         layer.forward = MethodType(_forward, layer)
     return layer
 
@@ -52,7 +70,7 @@ def is_accelerated(layer: nn.Layer) -> bool:
 
 
 def describe() -> str:
-    """Say in a few words what computes convolutions of float32 on a CPU."""
+    """Say in a few words what computes the convolutions of float32 that were accelerated."""
     found = library()
     return "Paddle's own" if found is None else f"oneDNN {found.version}"
 
@@ -69,7 +87,7 @@ def library() -> Library | None:
         try:
             return Library(path)
         except (OSError, AttributeError, OneDNNError) as error:
-            logger.debug("%s: not used: %s", path, error)
+            logger.info("%s: not used: %s", path.name, error)
     return None
 
 
@@ -88,11 +106,15 @@ def _forward(self: nn.Conv2D, x: paddle.Tensor) -> paddle.Tensor:
     inputs = [x, self.weight] if self.bias is None else [x, self.weight, self.bias]
     if not (paddle.in_dynamic_mode() and _can_run(inputs)):
         return type(self).forward(self, x)
-    if paddle.is_grad_enabled() and not all(tensor.stop_gradient for tensor in inputs):
-        if not self.training:  # a PyLayer breaks paddle.grad(loss, [images]), made of eval mode
-            return type(self).forward(self, x)
-        return _Conv2D.apply(_geometry(self, tuple(x.shape)), *inputs)
-    return _run(_geometry(self, tuple(x.shape)), [tensor.contiguous() for tensor in inputs])
+    has_gradient = paddle.is_grad_enabled() and not all(t.stop_gradient for t in inputs)
+    if has_gradient and not self.training:  # a PyLayer breaks the usual paddle.grad(loss, [images])
+        return type(self).forward(self, x)
+    geometry = _geometry(self, tuple(x.shape))
+    if geometry is None or not _is_known(geometry):
+        return type(self).forward(self, x)
+    if has_gradient:
+        return _Conv2D.apply(geometry, *inputs)
+    return _run(geometry, [tensor.contiguous() for tensor in inputs])
 
 
 def _can_run(inputs: list[paddle.Tensor]) -> bool:
@@ -106,12 +128,15 @@ def _can_run(inputs: list[paddle.Tensor]) -> bool:
     )
 
 
-def _geometry(layer: nn.Conv2D, shape: tuple[int, ...]) -> Geometry:
-    """What the layer computes for an input of `shape`."""
+def _geometry(layer: nn.Conv2D, shape: tuple[int, ...]) -> Geometry | None:
+    """What the layer computes for an input of `shape`; None for what oneDNN is not asked."""
+    window = _window(layer)
+    if window is None:
+        return None
     channels_last = layer._data_format == "NHWC"
     if channels_last:
         shape = (shape[0], shape[3], shape[1], shape[2])
-    stride, padding, dilation = layer._window
+    stride, padding, dilation = window
     return Geometry(
         source=shape,
         weight=tuple(layer.weight.shape),
@@ -131,10 +156,25 @@ def _convolution(geometry: Geometry) -> Convolution:
     return Convolution(found, geometry)
 
 
+def _is_known(geometry: Geometry) -> bool:
+    """Whether oneDNN has this convolution. What it lacks may be a mistake that Paddle explains."""
+    try:
+        _convolution(geometry)
+    except OneDNNError as error:
+        logger.debug("%s: not by oneDNN: %s", geometry, error)
+        return False
+    return True
+
+
 def _run(geometry: Geometry, inputs: list[paddle.Tensor]) -> paddle.Tensor:
-    result = paddle.empty(geometry.target_shape)
+    result = _empty(geometry.target_shape)
     _convolution(geometry).forward(*(t.data_ptr() for t in (*inputs, result)))
     return result
+
+
+def _empty(shape: list[int]) -> paddle.Tensor:
+    """Memory for a float32 result on the CPU, whatever Paddle's defaults are."""
+    return _C_ops.empty(shape, paddle.float32, _CPU)
 
 
 class _Conv2D(PyLayer):
@@ -143,6 +183,7 @@ class _Conv2D(PyLayer):
     @staticmethod
     def forward(ctx, geometry: Geometry, *inputs: paddle.Tensor) -> paddle.Tensor:
         ctx.geometry = geometry
+        ctx.originals = [(tensor, tensor.inplace_version) for tensor in inputs]
         ctx.wanted = [not tensor.stop_gradient for tensor in inputs]
         inputs = [tensor.contiguous() for tensor in inputs]
         ctx.save_for_backward(*inputs)
@@ -155,9 +196,14 @@ class _Conv2D(PyLayer):
                 f"second derivatives in training: expected {VARIABLE}=paddle in the environment, "
                 f"found oneDNN's convolution"
             )
+        if any(tensor.inplace_version != version for tensor, version in ctx.originals):
+            raise RuntimeError(
+                "convolution: expected its input and parameters as they were in the forward pass, "
+                "found them changed in place"
+            )
         inputs = ctx.saved_tensor()
         gradients = [
-            paddle.empty_like(tensor) if is_wanted else None
+            _empty(tensor.shape) if is_wanted else None
             for tensor, is_wanted in zip(inputs, ctx.wanted, strict=True)
         ]
         _run_backward(ctx.geometry, inputs, gradient.contiguous(), gradients)
@@ -178,7 +224,7 @@ def _run_backward(
     if any(result is not None for result in of_parameters):
         # oneDNN computes both or none: the one nobody wants goes into memory that is dropped.
         filled = [
-            paddle.empty_like(tensor) if result is None else result
+            _empty(tensor.shape) if result is None else result
             for tensor, result in zip(inputs[1:], of_parameters, strict=True)
         ]
         convolution.backward_weight(x, target, *(tensor.data_ptr() for tensor in filled))

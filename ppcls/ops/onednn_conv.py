@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Collection
 from ctypes import c_void_p
 from dataclasses import dataclass
@@ -108,6 +109,8 @@ class Convolution:
             *[dims_of(geometry.padding)] * 2,
         ]
         self._hint = self._describe_primitive("forward", geometry.is_product(_PIXELS_FOR_PRODUCT))
+        described = [*self._plain.values(), *self._free.values()]
+        weakref.finalize(self, _destroy, library, described, self._hint).atexit = False
 
     @functools.cached_property
     def forward(self) -> Primitive:
@@ -122,7 +125,9 @@ class Convolution:
         is_plain = self.geometry.is_product(_PIXELS_FOR_WEIGHT_PRODUCT)
         made = self._describe_primitive("backward_weights", is_plain, self._hint)
         results = [WEIGHT, *self._bias]
-        return self._make(made, [SOURCE, TARGET, *results], results, [TARGET, *results])
+        primitive = self._make(made, [SOURCE, TARGET, *results], results, [TARGET, *results])
+        self.library.destroy("primitive_desc", made)
+        return primitive
 
     @functools.cached_property
     def backward_source(self) -> Primitive:
@@ -130,7 +135,9 @@ class Convolution:
         source's gradient."""
         is_plain = self.geometry.is_product(_PIXELS_FOR_PRODUCT)
         made = self._describe_primitive("backward_data", is_plain, self._hint)
-        return self._make(made, [WEIGHT, TARGET, SOURCE], [SOURCE], [TARGET, SOURCE])
+        primitive = self._make(made, [WEIGHT, TARGET, SOURCE], [SOURCE], [TARGET, SOURCE])
+        self.library.destroy("primitive_desc", made)
+        return primitive
 
     @property
     def _bias(self) -> list[int]:
@@ -181,3 +188,9 @@ class Convolution:
             return None
         query = self.library.functions.dnnl_primitive_desc_query_md
         return c_void_p(query(made, _QUERIES[number] + is_gradient, 0))
+
+
+def _destroy(library: Library, described: list[c_void_p], hint: c_void_p) -> None:
+    library.destroy("primitive_desc", hint)
+    for description in described:
+        library.destroy("memory_desc", description)

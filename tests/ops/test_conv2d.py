@@ -190,6 +190,48 @@ def test_second_derivative_in_training_says_what_helps():
         paddle.grad((layer(x) ** 2).sum(), inputs, create_graph=True)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_the_default_dtype_does_not_matter(dtype):
+    layer = conv2d.accelerate(make("depthwise"))
+    x = noise(1, 8, 4, 4)
+    wanted = run(layer, x)
+    before = paddle.get_default_dtype()
+    paddle.set_default_dtype(dtype)
+    try:
+        found = run(layer, x)
+    finally:
+        paddle.set_default_dtype(before)
+    for array, expected in zip(found, wanted, strict=True):
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_parameters_changed_between_forward_and_backward():
+    layer = conv2d.accelerate(make("depthwise"))
+    loss = layer(paddle.to_tensor(noise(1, 8, 4, 4))).sum()
+    with paddle.no_grad():
+        layer.weight.zero_()
+    with pytest.raises(Exception, match="found them changed in place"):
+        loss.backward()
+
+
+def test_what_onednn_does_not_have_is_left_to_paddle():
+    layer = conv2d.accelerate(make("dense"))
+    with pytest.raises(ValueError, match="channel"):
+        layer(paddle.to_tensor(noise(1, 5, 4, 4)))
+
+
+def test_a_window_changed_later():
+    layer = conv2d.accelerate(make("depthwise"))
+    layer._stride = [2, 2]
+    assert layer(paddle.to_tensor(noise(1, 8, 6, 6))).shape == [1, 8, 3, 3]
+
+
+def test_networks_compute_with_paddles_own_until_asked():
+    network = create_model("HarDNet39_ds", class_num=4)
+    assert not any(conv2d.is_accelerated(layer) for layer in network.sublayers())
+
+
 def test_layer_stays_what_it_is():
     layer = conv2d.accelerate(make("depthwise"))
     assert type(layer) is nn.Conv2D
@@ -227,7 +269,9 @@ def test_switch_and_missing_library(monkeypatch):
 @pytest.fixture(scope="module")
 def network():
     paddle.seed(0)
-    return create_model("HarDNet39_ds", class_num=4)
+    network = create_model("HarDNet39_ds", class_num=4)
+    assert conv2d.accelerate_convolutions(network) == (74, 74)
+    return network
 
 
 def test_exported_program_holds_paddles_operators_alone(network, tmp_path):

@@ -121,8 +121,10 @@ def open_ours(spec: dict[str, Any]) -> PaddleStep:
 
     import_paddle()
     from ppcls.arch import create_model
+    from ppcls.ops.conv2d import accelerate_convolutions
 
     model = create_model(spec["network"], class_num=CLASSES, recompute=spec["recompute"])
+    accelerate_convolutions(model)
     return PaddleStep(model, spec["shape"])
 
 

@@ -44,8 +44,12 @@ def open_export(spec: dict[str, Any]) -> Run:
 
 
 def open_dygraph(spec: dict[str, Any]) -> Run:
-    """This project's network, as it is built, a detector with its post-processing."""
-    return _dygraph(_build(spec))
+    """This project's network as its tools run it, a detector with its post-processing."""
+    from ppcls.ops.conv2d import accelerate_convolutions
+
+    model = _build(spec)
+    accelerate_convolutions(model)
+    return _dygraph(model)
 
 
 def _build(spec: dict[str, Any]) -> Any:

@@ -25,7 +25,6 @@ from ppcls.arch.backbone.hardnet_plan import (
     Unit,
     block_layer_units,
 )
-from ppcls.ops.conv2d import accelerate
 
 _NORMS = (nn.BatchNorm2D, nn.SyncBatchNorm)
 CHANNEL_AXIS = {"NCHW": 1, "NHWC": -1}
@@ -40,17 +39,15 @@ class ConvBNAct(nn.Layer):
 
     def __init__(self, unit: ConvUnit, data_format: str = "NCHW") -> None:
         super().__init__()
-        self.conv = accelerate(
-            nn.Conv2D(
-                unit.in_channels,
-                unit.out_channels,
-                unit.kernel,
-                stride=unit.stride,
-                padding=unit.kernel // 2,
-                weight_attr=nn.initializer.XavierNormal(),
-                bias_attr=False,
-                data_format=data_format,
-            )
+        self.conv = nn.Conv2D(
+            unit.in_channels,
+            unit.out_channels,
+            unit.kernel,
+            stride=unit.stride,
+            padding=unit.kernel // 2,
+            weight_attr=nn.initializer.XavierNormal(),
+            bias_attr=False,
+            data_format=data_format,
         )
         self.norm = batch_norm(unit.out_channels, data_format)
         self._activation = _ACTIVATIONS[unit.activation]
@@ -64,20 +61,18 @@ class DepthwiseConvBN(nn.Layer):
 
     def __init__(self, unit: DepthwiseUnit, data_format: str = "NCHW") -> None:
         super().__init__()
-        self.dwconv = accelerate(
-            nn.Conv2D(
-                unit.channels,
-                unit.channels,
-                kernel_size=3,
-                stride=unit.stride,
-                padding=1,
-                groups=unit.channels,
-                # fan_out counts every output channel, as in the official code: depthwise kernels
-                # start far smaller than their own 9 inputs would ask for.
-                weight_attr=nn.initializer.XavierNormal(fan_in=9, fan_out=9 * unit.channels),
-                bias_attr=False,
-                data_format=data_format,
-            )
+        self.dwconv = nn.Conv2D(
+            unit.channels,
+            unit.channels,
+            kernel_size=3,
+            stride=unit.stride,
+            padding=1,
+            groups=unit.channels,
+            # fan_out counts every output channel, as in the official code: depthwise kernels
+            # start far smaller than their own 9 inputs would ask for.
+            weight_attr=nn.initializer.XavierNormal(fan_in=9, fan_out=9 * unit.channels),
+            bias_attr=False,
+            data_format=data_format,
         )
         self.norm = batch_norm(unit.channels, data_format)
 
