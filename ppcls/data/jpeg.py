@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -28,6 +28,7 @@ _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xDA))
 # make of others differs from version to version.
 _SAMPLINGS = {b"\x11", b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11"}
 _ORIENTATION, _SHORT = 0x0112, 3
+_BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 
 
 class DecodeJpeg:
@@ -111,7 +112,7 @@ def is_well_known(data: bytes, *, turns: bool) -> bool:
             has_frame = True
         elif 0xC0 < marker <= 0xCF:  # progressive, lossless, arithmetic
             return False
-        elif marker == _APP1 and turns and data.startswith(b"Exif\0\0", position + 4):
+        elif marker == _APP1 and turns and _is_exif(data[position + 4 : position + 14]):
             exif_blocks += 1
             if exif_blocks > 1 or not _is_upright(data[position + 10 : position + 2 + length]):
                 return False
@@ -128,9 +129,14 @@ def _is_usual_frame(frame: bytes) -> bool:
     return frame[0] == 8 and 0 < height * width <= limit and frame[7::3] in _SAMPLINGS
 
 
+def _is_exif(start: bytes) -> bool:
+    """Whether an APP1 block that starts so may turn the image: OpenCV skips 6 bytes unread."""
+    return start.startswith(b"Exif\0\0") or start[6:] in _BYTE_ORDERS
+
+
 def _is_upright(exif: bytes) -> bool:
     """Whether an EXIF block (from its byte order on) surely asks for no turn."""
-    order = {b"II*\0": "little", b"MM\0*": "big"}.get(exif[:4])
+    order = _BYTE_ORDERS.get(exif[:4])
     if order is None:
         return False
 

@@ -57,6 +57,11 @@ TURNED = {
     "two orientations": with_segment(BASE, 0xE1, exif(6, entries=2)),
     "two blocks": with_segment(with_segment(BASE, 0xE1, exif(6)), 0xE1, exif(1)),
     "cut EXIF": with_segment(BASE, 0xE1, exif(6)[:12]),
+    **{
+        f"turned by {name!r}, {order}": with_segment(BASE, 0xE1, name + exif(6, order)[6:])
+        for name in (b"Exif\0\xff", b"EXIF\0\0", b"XXXXXX")
+        for order in "<>"
+    },
     "no EXIF": with_segment(BASE, 0xE1, b"Exif\0\0"),
 }
 LEFT = {
