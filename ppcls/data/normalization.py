@@ -95,14 +95,15 @@ def _aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
 def split_tail(transforms: Sequence[Transform]) -> tuple[list[Transform], NormalizeImage]:
     """Split a list into what gives HWC pixels, and the normalisation after it.
 
-    Raises ValueError unless normalising is the last transform, but for ToCHWImage.
+    Raises ValueError unless NormalizeImage itself is the last transform, but for ToCHWImage.
     """
     kept = list(transforms)
-    while kept and isinstance(kept[-1], ToCHWImage):
+    while kept and type(kept[-1]) is ToCHWImage:
         kept.pop()
     last = kept.pop() if kept else None
     others = sum(isinstance(op, NormalizeImage) for op in kept)
-    if not isinstance(last, NormalizeImage) or others or last.channel_axis != 2:
+    # The exact type: a subclass may normalise in another way.
+    if type(last) is not NormalizeImage or others or last.channel_axis != 2:
         raise ValueError(
             "expected NormalizeImage of an HWC image (order: '') as the last transform, found none"
         )

@@ -87,9 +87,10 @@ def _fast(dataset: ImageDataset, is_mixed: bool) -> Pipeline:
     transforms, last = split_tail(dataset.transforms.transforms)
     replaced: list[Transform] = []
     for position, transform in enumerate(transforms):
-        if isinstance(transform, DecodeImage) and position == 0:
+        # Exact types: a subclass may give other pixels.
+        if type(transform) is DecodeImage and position == 0:
             replaced.append(_decoder(transform))
-        elif isinstance(transform, _OF_PIXELS):
+        elif type(transform) in _OF_PIXELS:
             replaced.append(transform)
         else:
             raise ValueError(f"{type(transform).__name__} at transform_ops[{position}] needs it")

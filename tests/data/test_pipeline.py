@@ -11,7 +11,13 @@ from PIL import Image
 from ppcls.data import jpeg
 from ppcls.data.loader import build_eval_loader, build_train_loader
 from ppcls.data.normalization import Normalization
-from ppcls.data.transforms import NormalizeImage
+from ppcls.data.transforms import (
+    TRANSFORMS,
+    DecodeImage,
+    NormalizeImage,
+    RandFlipImage,
+    ToCHWImage,
+)
 from ppcls.utils.errors import ConfigError, DataError, JobError
 
 COUNT = 9
@@ -190,6 +196,26 @@ def test_the_log_says_which_and_why(root, monkeypatch):
         train(root, ops, **options)
         assert messages()[-1].startswith(expected)
     assert len(messages()) == 5
+
+
+@needs_simplejpeg
+@pytest.mark.parametrize("base", [DecodeImage, RandFlipImage, NormalizeImage, ToCHWImage])
+def test_a_subclass_runs_as_it_is_written(root, base, monkeypatch):
+    class Own(base):
+        def __call__(self, image, rng):
+            return super().__call__(image, rng)[::-1].copy()
+
+    config = section(root, [*LISTS["PaddleClas"], {"ToCHWImage": None}])
+    ops = config["dataset"]["transform_ops"]
+    config["dataset"]["transform_ops"] = [
+        {"Own": op[base.__name__]} if base.__name__ in op else op for op in ops
+    ]
+    monkeypatch.setitem(TRANSFORMS._entries, "Own", Own)
+    messages = in_log(monkeypatch)
+    found = read(build_train_loader(config, "D.Train", seed=3), [0])
+    assert messages()[-1].startswith("D.Train: plain pipeline: ")
+    config["loader"]["pipeline"] = "plain"
+    assert_same(found, read(build_train_loader(config, "D.Train", seed=3), [0]))
 
 
 @needs_simplejpeg
