@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
         "--softmax", action="store_true", help="give probabilities instead of logits"
     )
     parser.add_argument(
-        "--dynamic-size", action="store_true", help="take any height and width, not image_shape's"
+        "--dynamic-size",
+        action="store_true",
+        help="take any height and width, not image_shape's (not in openvino-int8)",
     )
     parser.add_argument(
         "--batch", type=int, metavar="N", help="take N images at once (default: any number)"
@@ -86,6 +88,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--max-drop: expected a fraction from 0, got {args.max_drop}")
     if args.tolerance is not None and not 0 < args.tolerance < math.inf:
         raise UserError(f"--tolerance: expected a number above 0, got {args.tolerance}")
+    if args.dynamic_size and "openvino-int8" in map(str.strip, args.format.split(",")):
+        raise UserError(
+            "--dynamic-size: expected none with --format openvino-int8, "
+            "which needs a fixed height and width"
+        )
 
 
 def int8_writers(args: argparse.Namespace, session: Any, report: dict[str, Any]) -> dict[str, Any]:

@@ -42,10 +42,8 @@ class Compiled:
 
 def _takes_any_number(model: Any) -> bool:
     """Whether the number of images is all that is open in a model's inputs."""
-    shapes = [list(port.get_partial_shape()) for port in model.inputs]
-    return all(count.is_dynamic for count, *_ in shapes) and all(
-        size.is_static for _, *sizes in shapes for size in sizes
-    )
+    counts = [port.get_partial_shape()[0] for port in model.inputs]
+    return all(count.is_dynamic for count in counts) and has_fixed_sizes(model)
 
 
 def _of_one_image(model: Any) -> Any:
@@ -91,6 +89,12 @@ class CompiledModel:
             return [array[:count] for array in outputs]
         rows, counts = outputs
         return [rows[: counts[:count].sum()], counts[:count]]
+
+
+def has_fixed_sizes(model: Any) -> bool:
+    """Whether nothing but the number of images may be open in a model's inputs."""
+    shapes = [list(port.get_partial_shape()) for port in model.inputs]
+    return all(size.is_static for _, *sizes in shapes for size in sizes)
 
 
 def fixed_batch(model: Any) -> int | None:

@@ -21,7 +21,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppcls.deploy import sensitivity
-from ppcls.deploy.compiled import CompiledModel, filled_up, fixed_batch, name_inputs
+from ppcls.deploy.compiled import (
+    CompiledModel,
+    filled_up,
+    fixed_batch,
+    has_fixed_sizes,
+    name_inputs,
+)
 from ppcls.deploy.nncf_run import QuantizeConfig, Ranges, run_nncf
 from ppcls.deploy.openvino_packages import import_openvino, openvino_core
 from ppcls.deploy.package import FORMS, Manifest
@@ -92,15 +98,16 @@ def quantize(
 ) -> QuantizeResult:
     """Quantise a float OpenVINO model to int8, as far as the score allows.
 
-    model: an `openvino.Model`, or the path of an .xml; it stays as it is.
+    model: an `openvino.Model`, or the path of an .xml, of fixed height and width; it stays as it
+        is.
     calibration: inputs of the network, `image` or (`image`, `image_sizes`), each of any number of
         images; `config.subset_size` images are used.
     evaluate: given a function from inputs to the list of outputs, for any number of images, returns
         a score; higher is better.
     max_drop: how far the score may fall, in its own unit.
 
-    The same inputs give the same model. Raises UserError for a missing package, DataError without
-    calibration images, JobError when the drop cannot be held.
+    The same inputs give the same model. Raises UserError for a missing package or an open height or
+    width, DataError without calibration images, JobError when the drop cannot be held.
     """
     start = time.perf_counter()
     if not 0 <= max_drop < math.inf:
@@ -108,6 +115,9 @@ def quantize(
     if isinstance(model, (str, Path)):
         import_openvino(FORM)
         model = openvino_core().read_model(model)
+    if not has_fixed_sizes(model):  # OpenVINO may compute it wrongly: see `Compiled`
+        shapes = ", ".join(str(port.get_partial_shape()) for port in model.inputs)
+        raise UserError(f"int8: expected a model of fixed height and width, got inputs {shapes}")
     job = _Job(model, _collect(calibration, config.subset_size, model), evaluate, config)
     float_score = _checked_score(evaluate(CompiledModel(model)), "float")
     logger.info("int8: score %.5f in float; to lose at most %g", float_score, max_drop)

@@ -239,6 +239,16 @@ def test_no_images_no_form_no_number(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("axis", [2, 3])
+def test_a_model_of_open_height_or_width_is_refused(axis):
+    model = int8_nets.narrow()
+    shape = [-1, 3, 16, 16]
+    shape[axis] = -1
+    model.reshape(shape)
+    with pytest.raises(UserError, match="^int8: expected a model of fixed height and width, got"):
+        quantize.quantize(model, CALIBRATION, lambda infer: 1.0, max_drop=1.0)
+
+
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "nncf", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

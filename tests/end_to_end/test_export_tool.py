@@ -49,6 +49,10 @@ def test_an_export(workspace, weights):
     [
         (["--format", "onxx"], "unknown format 'onxx'; did you mean 'onnx'"),
         (["--batch", "0"], "--batch: expected 1 or more"),
+        (
+            ["--format", "onnx, openvino-int8", "--dynamic-size"],
+            "--dynamic-size: expected none with --format openvino-int8",
+        ),
         (["--tolerance", "nan"], "--tolerance: expected a number above 0"),
         (["-o", "Arch.class_num=11", "Infer.PostProcess.class_id_map_file=null"], "11"),
         (["-o", "Global.image_shape=[3,64,64]"], "Global.image_shape: expected the shape"),
