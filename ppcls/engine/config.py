@@ -219,6 +219,14 @@ class Recipe:
     EMA: EMAConfig | None = None
     source: str = ""
 
+    def __post_init__(self) -> None:
+        # A parameter whose first gradient comes after the first update makes Paddle fail.
+        if self.Distributed.find_unused_parameters and self.Optimizer.get("use_multi_tensor"):
+            raise ConfigError(
+                "Distributed.find_unused_parameters: expected False with "
+                "Optimizer.use_multi_tensor, whose first update fixes the parameters, got True"
+            )
+
     @classmethod
     def parse(cls, mapping: Mapping[str, Any], source: str) -> Recipe:
         """Check a mapping in the schema of PaddleClas 2.6 and give it types.

@@ -6,8 +6,8 @@ import pytest
 from tiny_run import arrays, tiny_net
 
 from ppcls.engine import parallel
-from ppcls.engine.config import DistributedConfig
-from ppcls.utils.errors import UserError
+from ppcls.engine.config import DistributedConfig, Recipe
+from ppcls.utils.errors import ConfigError, UserError
 
 
 def test_devices(monkeypatch):
@@ -46,6 +46,14 @@ def test_options_of_the_gradient_average_reach_it(monkeypatch):
         "last_comm_buffer_size": 0.5,
         "find_unused_parameters": False,
     }
+
+
+def test_parameters_left_out_of_a_step_do_not_go_with_updates_of_all_at_once():
+    sections = {"Arch": {"name": "HarDNet68"}, "Distributed": {"find_unused_parameters": True}}
+    Recipe.parse(sections | {"Optimizer": {"name": "Momentum"}}, "a.yaml")
+    at_once = {"Optimizer": {"name": "Momentum", "use_multi_tensor": True}}
+    with pytest.raises(ConfigError, match=r"^Distributed\.find_unused_parameters: expected False"):
+        Recipe.parse(sections | at_once, "a.yaml")
 
 
 def test_statistics_are_averaged_in_the_network_itself(monkeypatch):
