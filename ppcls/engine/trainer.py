@@ -393,6 +393,7 @@ class Trainer:
         if self.progress.skipped_updates:
             text += f", skipped updates: {self.progress.skipped_updates}"
         logger.info("[Train][Epoch %d/%d][Avg]%s", epoch + 1, self.config.epochs, text)
+        logger.info("%s", parallel.peak_memory())
 
     def _in_order(self, means: dict[str, float]) -> dict[str, float]:
         return {name: means[name] for name in self.task.names if name in means}

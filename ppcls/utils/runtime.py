@@ -93,6 +93,16 @@ def wanted_threads() -> int | None:
     return int(text)
 
 
+def peak_bytes() -> int | None:
+    """Return the most memory this process has held so far; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
 def usable_cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -11,7 +11,7 @@ import pytest
 from paddle import nn
 from tiny_run import ADAMW, CLASSES, MOMENTUM, TinyImages, arrays, records, tiny_net, trainer
 
-from ppcls.engine.build import Session, to_static
+from ppcls.engine.build import Session, make_fast
 from ppcls.engine.config import AMPConfig, GlobalConfig, Recipe
 from ppcls.engine.evaluator import EvalResult
 from ppcls.engine.trainer import group_of
@@ -404,7 +404,7 @@ def test_a_static_network_trains_the_same(tmp_path, dtype, tolerance, amp):
         model = tiny_net(dtype=dtype)
         config = GlobalConfig(to_static=is_static, image_shape=[3, 8, 8])
         session = Session(Recipe(Global=config, Arch={"name": "Tiny"}), "cpu")
-        network = to_static(session, model)
+        network = make_fast(session, model)
         folder = tmp_path / str(is_static)
         options = {"update_freq": 2, "epochs": 3, "amp": amp}
         trainer(folder, model, network=network, **options).fit()
@@ -471,7 +471,7 @@ def test_log_lines(tmp_path, caplog):
         for line in caplog.messages
         if not any(p.fullmatch(line) for p in (TRAIN_LINE, TRAIN_AVERAGE, EVAL_AVERAGE))
     ]
-    others = ("best model so far: ", "DataLoader: fast pipeline: ")
+    others = ("best model so far: ", "DataLoader: fast pipeline: ", "peak memory: ")
     assert all(line.startswith(others) for line in unknown)
 
 
@@ -495,6 +495,7 @@ def test_skipped_images_are_counted(tmp_path, caplog):
     dataset = TinyImages(broken={3, 17, 40}, on_error="skip")
     trainer(tmp_path, tiny_net(), dataset=dataset, epochs=1).fit()
     (line,) = [line for line in caplog.messages if "[Train]" in line and "[Avg]" in line]
+    assert any(re.search(r"peak memory: \d+ MiB of the host", line) for line in caplog.messages)
     assert line.endswith(", skipped: 3")
     assert "[Eval][Epoch 1]skipped images: 3" in caplog.messages
     (result,) = records(tmp_path, "eval")

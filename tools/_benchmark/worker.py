@@ -195,15 +195,6 @@ OPENERS: dict[str, Callable[[dict[str, Any]], Run]] = {
 }
 
 
-def peak_bytes() -> int | None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
 def serve(spec: dict[str, Any], answers: TextIO, measure: Callable[[], Any]) -> None:
     """Answer the lines of standard input: a number with so many measurements."""
     for _ in range(spec["warmup"]):
@@ -213,6 +204,8 @@ def serve(spec: dict[str, Any], answers: TextIO, measure: Callable[[], Any]) -> 
         if line.strip() == "end":
             break
         print(json.dumps([measure() for _ in range(int(line))]), file=answers)
+    from ppcls.utils.runtime import peak_bytes
+
     print(json.dumps(peak_bytes()), file=answers)
 
 
