@@ -81,6 +81,7 @@ def run_folder(workspace):
 
 # 17 samples in batches of 8: of the last batch the second process gets nothing.
 COMMON = ("Global.seed=5", "DataLoader.Train.dataset.cls_label_path=train_17.txt")
+STATIC = "Global.to_static=True"
 HALF = (*COMMON, "DataLoader.Train.sampler.batch_size=4", "DataLoader.Eval.sampler.batch_size=2")
 
 
@@ -133,7 +134,7 @@ def started(make_workspace, short, recorder, frozen, weights):
         "one": training("one", alone, COMMON),
         "frozen_one": training("frozen_one", alone, (*COMMON, *twice), frozen),
         "frozen_two": training("frozen_two", on_two, (*HALF, *twice), frozen),
-        "static_two": training("static_two", on_two, (*HALF, "Global.to_static=True")),
+        "static_two": training("static_two", on_two, (*HALF, *twice, STATIC), frozen),
         "single19": evaluation("single19", alone, 19),
         "single1": evaluation("single1", alone, 1),
     }
@@ -214,9 +215,12 @@ def test_gradients_are_averaged_over_the_samples_of_all_ranks(folder_of):
         np.testing.assert_allclose(states[1][name], value, rtol=0, atol=1e-6, err_msg=name)
 
 
-def test_a_compiled_network_trains_with_an_idle_rank(folder_of, two):
-    compiled = running.losses(run_folder(folder_of("static_two")))
-    assert compiled == pytest.approx(running.losses(run_folder(two)), rel=1e-3)
+def test_a_compiled_network_trains_with_an_idle_rank(folder_of):
+    """Other operators round otherwise, and batch norms of four samples would make it large."""
+    compiled, plain = (
+        running.losses(run_folder(folder_of(name))) for name in ("static_two", "frozen_two")
+    )
+    assert compiled == pytest.approx(plain, rel=1e-3)
 
 
 def test_two_hosts_compute_what_two_processes_do(two, two_hosts):
