@@ -59,7 +59,7 @@ def accelerate(layer: nn.Conv2D) -> nn.Conv2D:
     With `PPCLS_CONV=paddle` in the environment, or where Paddle's package holds no oneDNN, it goes
     on with Paddle's own convolution; `describe` says which it is.
     """
-    if library() is not None and _window(layer) is not None:
+    if find_onednn() is not None and _window(layer) is not None:
         layer.forward = MethodType(_forward, layer)
     return layer
 
@@ -71,12 +71,12 @@ def is_accelerated(layer: nn.Layer) -> bool:
 
 def describe() -> str:
     """Say in a few words what computes the convolutions of float32 that were accelerated."""
-    found = library()
+    found = find_onednn()
     return "Paddle's own" if found is None else f"oneDNN {found.version}"
 
 
 @functools.cache
-def library() -> Library | None:
+def find_onednn() -> Library | None:
     """The oneDNN in Paddle's package; None without one, or when the user wants Paddle's own."""
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in CHOICES:
@@ -110,11 +110,12 @@ def _forward(self: nn.Conv2D, x: paddle.Tensor) -> paddle.Tensor:
     if has_gradient and not self.training:  # a PyLayer breaks the usual paddle.grad(loss, [images])
         return type(self).forward(self, x)
     geometry = _geometry(self, tuple(x.shape))
-    if geometry is None or not _is_known(geometry):
+    convolution = None if geometry is None else _convolution(geometry)
+    if convolution is None:
         return type(self).forward(self, x)
     if has_gradient:
-        return _Conv2D.apply(geometry, *inputs)
-    return _run(geometry, [tensor.contiguous() for tensor in inputs])
+        return _Conv2D.apply(convolution, *inputs)
+    return _run(convolution, [tensor.contiguous() for tensor in inputs])
 
 
 def _can_run(inputs: list[paddle.Tensor]) -> bool:
@@ -150,25 +151,20 @@ def _geometry(layer: nn.Conv2D, shape: tuple[int, ...]) -> Geometry | None:
 
 
 @functools.lru_cache(_CACHED)
-def _convolution(geometry: Geometry) -> Convolution:
-    found = library()
+def _convolution(geometry: Geometry) -> Convolution | None:
+    """None for what oneDNN does not have, which may be a mistake that Paddle explains."""
+    found = find_onednn()
     assert found is not None
-    return Convolution(found, geometry)
-
-
-def _is_known(geometry: Geometry) -> bool:
-    """Whether oneDNN has this convolution. What it lacks may be a mistake that Paddle explains."""
     try:
-        _convolution(geometry)
+        return Convolution(found, geometry)
     except OneDNNError as error:
         logger.debug("%s: not by oneDNN: %s", geometry, error)
-        return False
-    return True
+        return None
 
 
-def _run(geometry: Geometry, inputs: list[paddle.Tensor]) -> paddle.Tensor:
-    result = _empty(geometry.target_shape)
-    _convolution(geometry).forward(*(t.data_ptr() for t in (*inputs, result)))
+def _run(convolution: Convolution, inputs: list[paddle.Tensor]) -> paddle.Tensor:
+    result = _empty(convolution.geometry.target_shape)
+    convolution.forward(*(t.data_ptr() for t in (*inputs, result)))
     return result
 
 
@@ -178,16 +174,16 @@ def _empty(shape: list[int]) -> paddle.Tensor:
 
 
 class _Conv2D(PyLayer):
-    """The convolution of `geometry` with its gradients."""
+    """A convolution with its gradients."""
 
     @staticmethod
-    def forward(ctx, geometry: Geometry, *inputs: paddle.Tensor) -> paddle.Tensor:
-        ctx.geometry = geometry
+    def forward(ctx, convolution: Convolution, *inputs: paddle.Tensor) -> paddle.Tensor:
+        ctx.convolution = convolution
         ctx.originals = [(tensor, tensor.inplace_version) for tensor in inputs]
         ctx.wanted = [not tensor.stop_gradient for tensor in inputs]
         inputs = [tensor.contiguous() for tensor in inputs]
         ctx.save_for_backward(*inputs)
-        return _run(geometry, inputs)
+        return _run(convolution, inputs)
 
     @staticmethod
     def backward(ctx, gradient: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
@@ -206,18 +202,17 @@ class _Conv2D(PyLayer):
             _empty(tensor.shape) if is_wanted else None
             for tensor, is_wanted in zip(inputs, ctx.wanted, strict=True)
         ]
-        _run_backward(ctx.geometry, inputs, gradient.contiguous(), gradients)
+        _run_backward(ctx.convolution, inputs, gradient.contiguous(), gradients)
         return tuple(gradients)
 
 
 def _run_backward(
-    geometry: Geometry,
+    convolution: Convolution,
     inputs: tuple[paddle.Tensor, ...],
     gradient: paddle.Tensor,
     results: list[paddle.Tensor | None],
 ) -> None:
     """Fill `results`, the gradients of `inputs`, where they are wanted."""
-    convolution = _convolution(geometry)
     x, weight = (tensor.data_ptr() for tensor in inputs[:2])
     target = gradient.data_ptr()
     of_x, *of_parameters = results

@@ -21,8 +21,8 @@ import numpy as np
 MAJOR = 3  # of the C interface
 _CPU, _IN_ORDER = 1, 1  # dnnl_engine_kind_t, dnnl_stream_flags_t
 _FLOAT32, _ANY_LAYOUT = 3, 1  # dnnl_data_type_t, dnnl_format_tag_t
-TRAINING, BACKWARD = 64, 128  # dnnl_prop_kind_t
-SOURCE, TARGET = 1, 17  # arguments; the convolution's and batch norm's are with them
+TRAINING = 64  # dnnl_prop_kind_t
+SOURCE, TARGET = 1, 17  # arguments; the convolution's own are with it
 GRADIENT = 128  # added to an argument's number: its gradient
 _MAX_DIMS = 12
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector
@@ -145,7 +145,7 @@ class Operand:
         is_result: bool = False,
         scratch: str = "",
     ) -> None:
-        self.library, self.number, self.is_result = library, number, is_result
+        self.onednn, self.number, self.is_result = library, number, is_result
         self.outside = library.make("memory", plain, library.engine, None)
         self.inside, self._reorder, self._scratch = self.outside, None, scratch
         functions = library.functions
@@ -159,24 +159,24 @@ class Operand:
 
     def bind(self, address: int) -> None:
         """Say where Paddle's tensor is. What is read comes into its layout at once."""
-        point = self.library.functions.dnnl_memory_set_data_handle
+        point = self.onednn.functions.dnnl_memory_set_data_handle
         _check(point(self.outside, address), "memory_set_data_handle")
         if self._reorder is not None:
-            scratch = self.library.scratch_address(self._scratch, self._size)
+            scratch = self.onednn.scratch_address(self._scratch, self._size)
             _check(point(self.inside, scratch), "memory_set_data_handle")
             if not self.is_result:
-                _execute(self.library, self._reorder, self._arguments)
+                _execute(self.onednn, self._reorder, self._arguments)
 
     def release(self) -> None:
         """Bring a result from its layout into Paddle's tensor."""
         if self.is_result and self._reorder is not None:
-            _execute(self.library, self._reorder, self._arguments)
+            _execute(self.onednn, self._reorder, self._arguments)
 
     def destroy(self) -> None:
         if self._reorder is not None:
-            self.library.destroy("primitive", self._reorder)
-            self.library.destroy("memory", self.inside)
-        self.library.destroy("memory", self.outside)
+            self.onednn.destroy("primitive", self._reorder)
+            self.onednn.destroy("memory", self.inside)
+        self.onednn.destroy("memory", self.outside)
 
 
 def _reorder(library: Library, source: c_void_p, target: c_void_p) -> c_void_p:
@@ -201,17 +201,17 @@ class Primitive:
     """A primitive made from the descriptor `made`, with its operands."""
 
     def __init__(self, library: Library, made: c_void_p, operands: Sequence[Operand]) -> None:
-        self.library, self.operands = library, operands
+        self.onednn, self.operands = library, operands
         self._primitive = library.make("primitive", made)
         self._arguments = _arguments({o.number: o.inside for o in operands})
         weakref.finalize(self, _destroy, library, self._primitive, operands).atexit = False
 
     def __call__(self, *addresses: int) -> None:
         """Run on the tensors at `addresses`, in the order of the operands."""
-        with self.library.lock:
+        with self.onednn.lock:
             for operand, address in zip(self.operands, addresses, strict=True):
                 operand.bind(address)
-            _execute(self.library, self._primitive, self._arguments)
+            _execute(self.onednn, self._primitive, self._arguments)
             for operand in self.operands:
                 operand.release()
 

@@ -89,7 +89,7 @@ class Convolution:
     """
 
     def __init__(self, library: Library, geometry: Geometry) -> None:
-        self.library, self.geometry = library, geometry
+        self.onednn, self.geometry = library, geometry
         last = geometry.channels_last
         self._plain = {
             SOURCE: library.describe(geometry.source, channels_last=last),
@@ -126,7 +126,7 @@ class Convolution:
         made = self._describe_primitive("backward_weights", is_plain, self._hint)
         results = [WEIGHT, *self._bias]
         primitive = self._make(made, [SOURCE, TARGET, *results], results, [TARGET, *results])
-        self.library.destroy("primitive_desc", made)
+        self.onednn.destroy("primitive_desc", made)
         return primitive
 
     @functools.cached_property
@@ -136,7 +136,7 @@ class Convolution:
         is_plain = self.geometry.is_product(_PIXELS_FOR_PRODUCT)
         made = self._describe_primitive("backward_data", is_plain, self._hint)
         primitive = self._make(made, [WEIGHT, TARGET, SOURCE], [SOURCE], [TARGET, SOURCE])
-        self.library.destroy("primitive_desc", made)
+        self.onednn.destroy("primitive_desc", made)
         return primitive
 
     @property
@@ -149,9 +149,9 @@ class Convolution:
         """Make a primitive descriptor, which leaves the layouts to oneDNN unless `is_plain`."""
         layouts = self._plain if is_plain else self._free
         bias = [] if kind == "backward_data" else [self._plain.get(BIAS)]
-        return self.library.make(
+        return self.onednn.make(
             f"convolution_{kind}_primitive_desc",
-            self.library.engine,
+            self.onednn.engine,
             *([TRAINING] if hint is None else []),
             _DIRECT,
             layouts[SOURCE],
@@ -172,7 +172,7 @@ class Convolution:
     ) -> Primitive:
         operands = [
             Operand(
-                self.library,
+                self.onednn,
                 number + GRADIENT * (number in gradients),
                 self._plain[number],
                 self._wanted(made, number, number in gradients),
@@ -181,12 +181,12 @@ class Convolution:
             )
             for number in numbers
         ]
-        return Primitive(self.library, made, operands)
+        return Primitive(self.onednn, made, operands)
 
     def _wanted(self, made: c_void_p, number: int, is_gradient: bool) -> c_void_p | None:
         if number == BIAS:
             return None
-        query = self.library.functions.dnnl_primitive_desc_query_md
+        query = self.onednn.functions.dnnl_primitive_desc_query_md
         return c_void_p(query(made, _QUERIES[number] + is_gradient, 0))
 
 

@@ -14,7 +14,8 @@ from ppcls.arch import create_model
 from ppcls.ops import conv2d
 
 pytestmark = pytest.mark.skipif(
-    conv2d.library() is None, reason="Paddle's package holds no oneDNN, or PPCLS_CONV says paddle"
+    conv2d.find_onednn() is None,
+    reason="Paddle's package holds no oneDNN, or PPCLS_CONV says paddle",
 )
 # in, out, kernel, stride, padding, dilation, groups
 KINDS = {
@@ -254,7 +255,7 @@ def test_switch_and_missing_library(monkeypatch):
     assert described(PPCLS_CONV="auto")[0].startswith("oneDNN 3.")
     assert described(PPCLS_CONV="paddle")[0] == "Paddle's own"
     assert "PPCLS_CONV: expected one of auto, paddle, got 'fast'" in described(PPCLS_CONV="fast")[1]
-    conv2d.library.cache_clear()
+    conv2d.find_onednn.cache_clear()
     monkeypatch.setenv("PPCLS_CONV", "auto")
     monkeypatch.setattr(paddle, "__file__", "/nowhere/paddle/__init__.py")
     try:
@@ -263,7 +264,7 @@ def test_switch_and_missing_library(monkeypatch):
         assert "forward" not in vars(layer)
     finally:
         monkeypatch.undo()
-        conv2d.library.cache_clear()
+        conv2d.find_onednn.cache_clear()
 
 
 @pytest.fixture(scope="module")
