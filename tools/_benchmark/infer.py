@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -80,6 +80,11 @@ class Contestant:
     environment: dict[str, str] = field(default_factory=dict)
     turns: list[list[float]] = field(default_factory=list)
     peak_bytes: int | None = None
+    script: ClassVar[Path] = _WORKER
+
+    def take(self, answer: list) -> None:
+        """Keep what its process answered in a turn."""
+        self.turns.append(answer)
 
     @property
     def medians(self) -> list[float]:
@@ -107,8 +112,6 @@ class Contestant:
 class Worker:
     """The process of a contestant."""
 
-    script = _WORKER
-
     def __init__(self, contestant: Contestant, threads: int, case: Case) -> None:
         self.contestant = contestant
         shape = [case.batch, 3, case.size, case.size]
@@ -117,7 +120,7 @@ class Worker:
         environment = {k: v for k, v in os.environ.items() if k not in _CHOSEN}
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            [sys.executable, str(self.script), json.dumps(spec)],
+            [sys.executable, str(contestant.script), json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -143,7 +146,7 @@ class Worker:
 
     def turn(self, runs: int) -> None:
         self.ask("1")  # caches, and a processor that woke up
-        self.contestant.turns.append(self.ask(str(runs)))
+        self.contestant.take(self.ask(str(runs)))
 
     def close(self) -> None:
         self.process.kill()
@@ -153,7 +156,12 @@ class Worker:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Time every contestant of every network, batch and size."""
-    check_arguments(args)
+    check_arguments(args, NETWORKS)
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        raise UserError(
+            "--plot: expected the package 'matplotlib', found none; "
+            "install it with: pip install 'hardnet-paddle[analysis]'"
+        )
     results: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
@@ -177,7 +185,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def check_arguments(args: argparse.Namespace, known: Sequence[str] = NETWORKS) -> None:
+def check_arguments(args: argparse.Namespace, known: Sequence[str]) -> None:
+    """Raise UserError for what no case that takes turns can do; `known` are its networks."""
     for name in ("turns", "runs", "threads"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}: expected 1 or more, got {getattr(args, name)}")
@@ -187,11 +196,6 @@ def check_arguments(args: argparse.Namespace, known: Sequence[str] = NETWORKS) -
     for name in args.arch or ():
         if name not in known:
             raise UserError(f"--arch: expected one of {', '.join(known)}, got {name!r}")
-    if args.plot and importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            "--plot: expected the package 'matplotlib', found none; "
-            "install it with: pip install 'hardnet-paddle[analysis]'"
-        )
 
 
 class Preparation:
@@ -274,17 +278,12 @@ class Preparation:
             yield self._form(folder, "openvino", name, "float32", "float32", is_ours=False)
 
 
-def compete(
-    case: Case,
-    contestants: Sequence[Contestant],
-    args: argparse.Namespace,
-    worker_type: type[Worker] = Worker,
-) -> None:
+def compete(case: Case, contestants: Sequence[Contestant], args: argparse.Namespace) -> None:
     """Let the contestants of a case take turns."""
     workers: list[Worker] = []
     try:
         for contestant in contestants:
-            workers.append(worker_type(contestant, args.threads, case))
+            workers.append(Worker(contestant, args.threads, case))
             workers[-1].answer()
         for turn in range(args.turns):
             first = turn % len(workers)
@@ -304,17 +303,18 @@ def compare(case: Case, contestants: list[Contestant]) -> Iterator[dict[str, Any
     default = next(ours[form] for form in ("openvino", "onnx", "paddle") if form in ours)
     same = [c for c in contestants if not c.is_ours and not c.name.startswith(COMPARISON)]
     for reference in [c for c in contestants if not c.is_ours]:
-        yield _row(case, default, reference)
+        yield row(case, default, reference)
     if same:
         fastest = min(same, key=lambda c: statistics.median(c.medians))
-        yield _row(case, default, fastest, " (the fastest reference)")
+        yield row(case, default, fastest, " (the fastest reference)")
     if "openvino-int8" in ours:
         floats = [c for c in [*same, *ours.values()] if c.precision == "float32"]
         fastest = min(floats, key=lambda c: statistics.median(c.medians))
-        yield _row(case, ours["openvino-int8"], fastest, " (the fastest in float32)")
+        yield row(case, ours["openvino-int8"], fastest, " (the fastest in float32)")
 
 
-def _row(case: Case, ours: Contestant, reference: Contestant, note: str = "") -> dict[str, Any]:
+def row(case: Case, ours: Contestant, reference: Contestant, note: str = "") -> dict[str, Any]:
+    """A row of the result: images per second of both, turn by turn."""
     pairs = [
         (1000 * case.batch / one, 1000 * case.batch / two)
         for one, two in zip(ours.medians, reference.medians, strict=True)

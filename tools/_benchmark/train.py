@@ -13,15 +13,19 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from _benchmark import infer, measure
-from _benchmark.infer import Case, Contestant, Worker
+from _benchmark.infer import Case, Contestant
 from _benchmark.networks import CLASSIFIERS
 
 HELP = "steps of training: data, forward, backward, optimizer"
 EXAMPLE = "python tools/benchmark.py train --arch HarDNet39_ds --batch 16 --json t.json"
 NEEDS_CONFIG = False
+_REFERENCES = (  # kind, package, name
+    ("wheel", "paddleclas", "PaddleClas's wheel, as it starts"),
+    ("torch", "torch", "PyTorch"),
+)
 PHASES = ("data", "forward", "backward", "optimizer")
 
 
@@ -43,11 +47,11 @@ class Trained(Contestant):
     """A contestant whose turns hold steps; a step is the milliseconds of its phases."""
 
     phases: list[list[list[float]]] = field(default_factory=list)
+    script: ClassVar[Path] = Path(__file__).with_name("train_worker.py")
 
-    def take(self, steps: list[list[float]]) -> None:
-        """Keep the steps of a turn."""
-        self.phases.append(steps)
-        self.turns.append([sum(step) for step in steps])
+    def take(self, answer: list[list[float]]) -> None:
+        self.phases.append(answer)
+        super().take([sum(step) for step in answer])
 
     def result(self, case: Case) -> dict[str, Any]:
         steps = [step for turn in self.phases for step in turn]
@@ -56,17 +60,8 @@ class Trained(Contestant):
         return {**super().result(case), **parts}
 
 
-class TrainWorker(Worker):
-    script = Path(__file__).with_name("train_worker.py")
-
-    def turn(self, runs: int) -> None:
-        self.ask("1")
-        self.contestant.take(self.ask(str(runs)))
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Time the steps of every contestant of every network, batch and size."""
-    args.plot = None
     infer.check_arguments(args, CLASSIFIERS)
     results: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
@@ -75,7 +70,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for batch in args.batch:
                 case = Case(network, batch, size)
                 found = list(contestants(network, args))
-                infer.compete(case, found, args, TrainWorker)
+                infer.compete(case, found, args)
                 results += [contestant.result(case) for contestant in found]
                 rows += compare(case, found)
     report = measure.report(rows)
@@ -90,28 +85,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def contestants(network: str, args: argparse.Namespace) -> Iterator[Trained]:
     threads = {"PPCLS_NUM_THREADS": str(args.threads)}
-    ours = {"kind": "ours", "network": network}
-    yield Trained("ours", True, "float32", {**ours, "recompute": False}, environment=threads)
-    if args.recompute:
-        spec = {**ours, "recompute": True}
-        yield Trained("ours, recompute", True, "float32", spec, environment=threads)
-    for package, name in (("paddleclas", "PaddleClas's wheel, as it starts"), ("torch", "PyTorch")):
+    for recompute in (False, True) if args.recompute else (False,):
+        spec = {"kind": "ours", "recompute": recompute}
+        name = "ours, recompute" if recompute else "ours"
+        yield Trained(name, True, "float32", spec, environment=threads)
+    for kind, package, name in _REFERENCES:
         if importlib.util.find_spec(package) is None:
             print(f"{network}: without {name}: no package {package!r}", flush=True)
             continue
-        kind = {"paddleclas": "wheel"}.get(package, package)
-        yield Trained(name, False, "float32", {"kind": kind, "network": network})
+        yield Trained(name, False, "float32", {"kind": kind})
 
 
 def compare(case: Case, found: list[Trained]) -> Iterator[dict[str, Any]]:
     """Rows: ours against each reference, and each other form of ours against the first."""
     ours, *others = found
     for other in others:
-        pairs = [
-            (1000 * case.batch / one, 1000 * case.batch / two)
-            for one, two in zip(ours.medians, other.medians, strict=True)
-        ]
-        row = measure.row(str(case), (ours.name, other.name), "images/s", pairs)
+        row = infer.row(case, ours, other)
         if ours.peak_bytes and other.peak_bytes:
             row["peak_ratio"] = other.peak_bytes / ours.peak_bytes
         yield row

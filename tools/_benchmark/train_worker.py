@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
 
 from _benchmark.worker import answers_alone, serve  # noqa: E402
 
@@ -50,65 +49,69 @@ def timed(events: list[Callable[[], Any]]) -> list[float]:
     return [1000 * (after - before) for before, after in itertools.pairwise(marks)]
 
 
-class PaddleStep:
-    """A step of `model`, a classifier of Paddle's."""
+class Step:
+    """A step of `model`, a classifier; `functional` is the module that has its cross-entropy."""
+
+    model: Any
+    functional: Any
+
+    def __call__(self) -> list[float]:
+        return timed([self.data, self.forward, self.backward, self.update])
+
+    def data(self) -> None:
+        """Make `x` and `y` tensors of the next batch."""
+        raise NotImplementedError
+
+    def forward(self) -> None:
+        self.loss = self.functional.cross_entropy(self.model(self.x), self.y)
+
+    def backward(self) -> None:
+        self.loss.backward()
+
+    def update(self) -> None:
+        """Update the weights, and forget the gradients."""
+        raise NotImplementedError
+
+
+class PaddleStep(Step):
+    """A step of a classifier of Paddle's."""
 
     def __init__(self, model: Any, shape: list[int]) -> None:
         import paddle
 
+        self.functional = paddle.nn.functional
         self.model, self.batches = model, batches(shape)
         self.optimizer = paddle.optimizer.Momentum(
             LEARNING_RATE, MOMENTUM, parameters=model.parameters(), weight_decay=DECAY
         )
         model.train()
 
-    def __call__(self) -> list[float]:
-        return timed([self.data, self.forward, self.backward, self.update])
-
     def data(self) -> None:
         import paddle
 
         self.x, self.y = (paddle.to_tensor(array) for array in next(self.batches))
-
-    def forward(self) -> None:
-        from paddle.nn import functional
-
-        self.loss = functional.cross_entropy(self.model(self.x), self.y)
-
-    def backward(self) -> None:
-        self.loss.backward()
 
     def update(self) -> None:
         self.optimizer.step()
         self.optimizer.clear_grad()
 
 
-class TorchStep:
-    """A step of `model`, its twin in PyTorch."""
+class TorchStep(Step):
+    """A step of its twin in PyTorch."""
 
     def __init__(self, model: Any, shape: list[int]) -> None:
         import torch
 
+        self.functional = torch.nn.functional
         self.model, self.batches = model.train(), batches(shape)
         self.optimizer = torch.optim.SGD(
             model.parameters(), LEARNING_RATE, momentum=MOMENTUM, weight_decay=DECAY
         )
 
-    def __call__(self) -> list[float]:
-        return timed([self.data, self.forward, self.backward, self.update])
-
     def data(self) -> None:
         import torch
 
         self.x, self.y = (torch.from_numpy(array) for array in next(self.batches))
-
-    def forward(self) -> None:
-        from torch.nn import functional
-
-        self.loss = functional.cross_entropy(self.model(self.x), self.y)
-
-    def backward(self) -> None:
-        self.loss.backward()
 
     def update(self) -> None:
         self.optimizer.step()
