@@ -22,15 +22,19 @@ def import_openvino(needed_by: str) -> ModuleType:
     return _import("openvino", needed_by)
 
 
-@functools.cache
-def openvino_core() -> Any:
-    """Return the process's one `openvino.Core`, which is never destroyed.
+def openvino_core(needed_by: str = "openvino") -> Any:
+    """Return the process's one `openvino.Core`, which is never destroyed; see `import_openvino`.
 
     The first model compiled through a core gives the calling thread a signal stack that belongs to
     the core. When the last reference to it goes in another thread, that stack is unmapped and stays
     in use: the next signal with a handler ends the process (seen in OpenVINO 2026.4).
     """
-    return import_openvino("openvino").Core()
+    return _core(import_openvino(needed_by))
+
+
+@functools.cache
+def _core(openvino: ModuleType) -> Any:
+    return openvino.Core()
 
 
 def import_nncf(needed_by: str) -> ModuleType:

@@ -10,6 +10,7 @@ differences (3.4) it reverts the layer that helps least first.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -113,8 +114,7 @@ def quantize(
     if not 0 <= max_drop < math.inf:
         raise UserError(f"max_drop: expected a number from 0, got {max_drop}")
     if isinstance(model, (str, Path)):
-        import_openvino(FORM)
-        model = openvino_core().read_model(model)
+        model = openvino_core(FORM).read_model(model)
     if not has_fixed_sizes(model):  # OpenVINO may compute it wrongly: see `Compiled`
         shapes = ", ".join(str(port.get_partial_shape()) for port in model.inputs)
         raise UserError(f"int8: expected a model of fixed height and width, got inputs {shapes}")
@@ -220,6 +220,14 @@ class _Job:
     config: QuantizeConfig
     attempts: list[Attempt] = field(default_factory=list)
 
+    @functools.cached_property
+    def _always_float(self) -> list[str]:
+        """Names of the operations that int8 leaves alone in every attempt."""
+        return [
+            *sensitivity.post_processing(self.model),
+            *sensitivity.normalizations(self.model),
+        ]
+
     def try_ranges(self, lowest: float) -> _Candidate:
         """Quantise all layers, until a score is `lowest` or more; return the best candidate."""
         best: _Candidate | None = None
@@ -262,8 +270,7 @@ class _Job:
 
     def attempt(self, ranges: Ranges, reverted: list[str]) -> _Candidate:
         """Quantise all layers but `reverted`, and evaluate."""
-        floats = sensitivity.post_processing(self.model), sensitivity.normalizations(self.model)
-        ignored = [*floats[0], *floats[1], *reverted]
+        ignored = [*self._always_float, *reverted]
         inputs = [name_inputs(item) for item in self.items]
         plain = run_nncf(self.model, inputs, ignored, ranges, self.config)
         if not sensitivity.quantized_layers(plain):

@@ -12,15 +12,30 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import paddle
+
 from ppcls.utils import distributed
 from ppcls.utils.errors import JobError, UserError
 from ppcls.utils.fileio import to_json
+from ppcls.utils.runtime import peak_bytes
 
 logger = logging.getLogger("ppcls")
 
 
 def format_values(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name}: {value:.5f}" for name, value in values.items())
+
+
+def peak_memory() -> str:
+    """Say how much memory this process has needed at most so far, on the host and on its GPU."""
+    parts = []
+    host = peak_bytes()
+    if host is not None:
+        parts.append(f"{host / 2**20:.0f} MiB of the host")
+    if paddle.get_device().startswith("gpu"):
+        device = paddle.device.cuda.max_memory_allocated()
+        parts.append(f"{device / 2**20:.0f} MiB of {paddle.get_device()}")
+    return f"peak memory: {', '.join(parts) or 'unknown'}"
 
 
 class Logbook:

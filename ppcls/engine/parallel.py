@@ -15,7 +15,6 @@ from paddle import nn
 from ppcls.engine.config import DistributedConfig
 from ppcls.utils import distributed
 from ppcls.utils.errors import JobError, UserError
-from ppcls.utils.runtime import peak_bytes
 
 _LOST = re.compile(r"gloo|NCCL|TCPStore|TCP (receive|send) error", re.IGNORECASE)
 
@@ -127,15 +126,3 @@ def average_statistics(statistics: Mapping[str, paddle.Tensor]) -> None:
         total = tensor.astype("float32") / world_size
         dist.all_reduce(total)
         tensor.set_value(total.astype(tensor.dtype))
-
-
-def peak_memory() -> str:
-    """Say how much memory this process has needed at most so far, on the host and on its GPU."""
-    parts = []
-    host = peak_bytes()
-    if host is not None:
-        parts.append(f"{host / 2**20:.0f} MiB of the host")
-    if paddle.get_device().startswith("gpu"):
-        device = paddle.device.cuda.max_memory_allocated()
-        parts.append(f"{device / 2**20:.0f} MiB of {paddle.get_device()}")
-    return f"peak memory: {', '.join(parts) or 'unknown'}"

@@ -23,7 +23,7 @@ from ppcls.engine.config import DistributedConfig, GlobalConfig
 from ppcls.engine.detection import DetectionEvaluator, DetectionResult
 from ppcls.engine.evaluator import EvalResult, Evaluator
 from ppcls.engine.freezing import Freezing
-from ppcls.engine.logbook import Logbook, format_values
+from ppcls.engine.logbook import Logbook, format_values, peak_memory
 from ppcls.engine.precision import Precision
 from ppcls.engine.rank_state import RankState
 from ppcls.engine.stopping import StopRequest
@@ -393,7 +393,7 @@ class Trainer:
         if self.progress.skipped_updates:
             text += f", skipped updates: {self.progress.skipped_updates}"
         logger.info("[Train][Epoch %d/%d][Avg]%s", epoch + 1, self.config.epochs, text)
-        logger.info("%s", parallel.peak_memory())
+        logger.info("%s", peak_memory())
 
     def _in_order(self, means: dict[str, float]) -> dict[str, float]:
         return {name: means[name] for name in self.task.names if name in means}

@@ -36,7 +36,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("step", [1, 5])
+@pytest.mark.parametrize("step", [1, 2, 5, 7])
 def test_killed_inside_an_epoch_and_started_again(tmp_path, step):
     options = {"save_interval_steps": 1, "update_freq": 2}
     whole = tiny_net(dropout=0.4)

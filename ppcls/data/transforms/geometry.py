@@ -121,8 +121,11 @@ class ResizeImage:
         target = self.target(width, height)
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and target[0] * target[1] > limit:
+            side = (
+                "resized" if self.short is None else f"the shorter side is scaled to {self.short}"
+            )
             raise ValueError(
-                f"expected at most {limit} pixels once the shorter side is scaled to {self.short}, "
+                f"expected at most {limit} pixels once {side}, "
                 f"got {target[0]}x{target[1]} of an image of {width}x{height}"
             )
         resized = self.resize(image, target, rng)

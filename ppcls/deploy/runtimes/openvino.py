@@ -17,13 +17,18 @@ from ppcls.utils.errors import UserError
 openvino = import_openvino("runtime 'openvino'")
 
 DEVICE = "CPU"
+_SEVERAL = 2  # images: what is compiled for them takes any number
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 class OpenVINORuntime:
-    """A compiled model; every concurrent call of `run` has an inference request of its own."""
+    """A compiled model; every concurrent call of `run` has an inference request of its own.
 
-    def __init__(self, form: str, compiled: Compiled, names: list[str]) -> None:
+    batch: images of the usual call, for which it is compiled at once.
+    """
+
+    def __init__(self, form: str, compiled: Compiled, names: list[str], batch: int) -> None:
+        self.model = compiled.for_batch(batch)
         self._compiled = compiled
         self._names = names
         # Requests nobody uses, by their compiled model; append and pop are atomic.
@@ -32,11 +37,6 @@ class OpenVINORuntime:
         self.threads = int(self.model.get_property("INFERENCE_NUM_THREADS"))
         self.streams = int(self.model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self.versions = {"openvino": _version()}
-
-    @property
-    def model(self) -> Any:
-        """What computes one image: an `openvino.CompiledModel`."""
-        return self._compiled.for_batch(1)
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         model = self._compiled.for_batch(len(inputs[0]))
@@ -61,7 +61,8 @@ def load(folder: Path, manifest: Manifest, form: str, options: Options) -> OpenV
     try:
         model = core.read_model(path)
         check_names(path, [_name(port, names) for port in model.inputs], manifest)
-        return OpenVINORuntime(form, Compiled(model, _settings(options)), names)
+        batch = 1 if options.hint == "latency" else _SEVERAL
+        return OpenVINORuntime(form, Compiled(model, _settings(options)), names, batch)
     except RuntimeError as error:
         raise refused(path, "openvino", _version(), error) from error
 
