@@ -74,6 +74,7 @@ def read(loader, epochs=(0, 1)):
 
 
 def assert_same(batches, others):
+    assert len(batches) == len(others) > 0
     for batch, other in zip(batches, others, strict=True):
         for item, expected in zip(batch, other, strict=True):
             assert item.dtype == expected.dtype and np.array_equal(item, expected)

@@ -7,6 +7,7 @@ import numpy as np
 import paddle
 import pytest
 from PIL import Image
+from test_loader import assert_same, read
 
 from ppcls.data import jpeg
 from ppcls.data.loader import build_eval_loader, build_train_loader
@@ -88,21 +89,6 @@ def section(root, ops, pipeline="auto", workers=0, shuffle=True, dataset=None, *
 
 def train(root, ops=LISTS["PaddleClas"], pipeline="auto", **options):
     return build_train_loader(section(root, ops, pipeline, **options), "D.Train", seed=3)
-
-
-def read(loader, epochs=(0, 1)):
-    batches = []
-    for epoch in epochs:
-        loader.sampler.set_epoch(epoch)
-        batches += [(b.images.numpy(), b.labels.numpy(), b.indices) for b in loader]
-    return batches
-
-
-def assert_same(found, expected):
-    assert len(found) == len(expected) > 0
-    for batch, other in zip(found, expected, strict=True):
-        for item, wanted in zip(batch, other, strict=True):
-            assert item.dtype == wanted.dtype and np.array_equal(item, wanted)
 
 
 needs_simplejpeg = pytest.mark.skipif(jpeg.version() is None, reason="needs simplejpeg")

@@ -6,8 +6,8 @@ import numpy as np
 import paddle
 import pytest
 from test_mixed_training import mixing
-from test_survival import Killed, assert_same_end, everything, stop_after
-from tiny_run import arrays, evaluator, records, tiny_net, trainer
+from test_survival import assert_same_end, everything, stop_after
+from tiny_run import arrays, evaluator, fit_and_die, records, tiny_net, trainer
 
 from ppcls.engine.checkpoint import newest_checkpoint
 from ppcls.engine.checkpoint_store import CheckpointStore
@@ -109,16 +109,7 @@ def test_killed_inside_an_epoch_and_started_again(tmp_path, step):
     whole, folder = tiny_net(dropout=0.4), tmp_path / "parts"
     augmented(tmp_path / "whole", whole).fit()
     first = augmented(folder, tiny_net(dropout=0.4), save_interval_steps=1)
-    original = first.train_step
-
-    def die(*args):
-        if first.progress.global_step == step:
-            raise Killed
-        return original(*args)
-
-    first.train_step = die
-    with pytest.raises(Killed):
-        first.fit()
+    fit_and_die(first, step)
     second = tiny_net(seed=77, dropout=0.4)
     run = augmented(folder, second, resume=newest_checkpoint(folder))
     assert run.progress.global_step == step

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import paddle
+import pytest
 from paddle import nn
 
 from ppcls.data.datasets import ClassificationDataset
@@ -183,3 +184,21 @@ def records(folder, mode=None) -> list[dict]:
 
 def arrays(model) -> dict[str, np.ndarray]:
     return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+class Killed(BaseException):
+    """A process that ends without a word."""
+
+
+def fit_and_die(run: Trainer, step: int) -> None:
+    """Train until so many steps are done, and die in the next."""
+    original = run.train_step
+
+    def die(*args):
+        if run.progress.global_step == step:
+            raise Killed
+        return original(*args)
+
+    run.train_step = die
+    with pytest.raises(Killed):
+        run.fit()
