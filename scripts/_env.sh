@@ -98,7 +98,7 @@ ensure_venv() { # VENV PYTHON
 
 # What an installation depends on; a stamp file with this text says it is up to date.
 fingerprint() { # VENV
-    say "$root" "$(cksum <pyproject.toml)" "$("$1/bin/python" -V 2>&1)"
+    say "$root" "$(cat pyproject.toml setup.py ppcls/ops/*.c | cksum)" "$("$1/bin/python" -V 2>&1)"
 }
 
 # pip with its output in VENV/install.log; shows the large downloads, so that a wait explains itself.

@@ -125,7 +125,7 @@ def make_network(args: argparse.Namespace, arch: str, resumed: Any) -> Any:
 
     from ppcls.arch import create_model
     from ppcls.arch.weights import load_pretrained
-    from ppcls.ops.conv2d import accelerate_convolutions
+    from ppcls.ops.accelerate import accelerate
 
     paddle.seed(seeding.derive(args.seed, INITIAL_WEIGHTS_STREAM))
     network = create_model(arch, class_num=CLASSES)
@@ -134,7 +134,8 @@ def make_network(args: argparse.Namespace, arch: str, resumed: Any) -> Any:
         pretrained = True if args.weights == "published" else args.weights
         # What is only evaluated must bring its classifier along.
         load_pretrained(network, arch, pretrained, new_head=not args.evaluate)
-    accelerate_convolutions(network)  # concerns CPUs
+    accelerate(network)  # concerns CPUs
+    runtime.keep_freed_memory()
     return network
 
 

@@ -39,9 +39,9 @@ from ppcls.engine.trainer import Trainer
 from ppcls.loss import CombinedLoss, build_loss
 from ppcls.metric import build_metric
 from ppcls.metric.detection import build_detection_metrics
-from ppcls.ops import conv2d
+from ppcls.ops.accelerate import accelerate
 from ppcls.optimizer import build_optimizer, build_schedule
-from ppcls.utils import distributed, fileio, schema, seeding
+from ppcls.utils import distributed, fileio, runtime, schema, seeding
 from ppcls.utils import logger as log
 from ppcls.utils.errors import ConfigError, DataError, JobError, UserError
 from ppcls.utils.fileio import atomic_write_text
@@ -108,19 +108,17 @@ def build_network(session: Session, *, new_head: bool = False) -> nn.Layer:
 
 
 def make_fast(session: Session, model: nn.Layer) -> nn.Layer:
-    """Compile the network when `Global.to_static` says so, else choose a CPU's convolutions."""
+    """Compile the network when `Global.to_static` says so, else choose a CPU's operators."""
     config = session.recipe.Global
     if not config.to_static:
         if session.device == "cpu":
-            _accelerate(model)
+            for line in accelerate(model):
+                logger.info("%s", line)
+            if not session.recipe.Arch.get("recompute"):  # there memory counts more than time
+                runtime.keep_freed_memory()
         return model
     spec = [paddle.static.InputSpec([None, *config.image_shape], "float32")]
     return paddle.jit.to_static(model, input_spec=spec, full_graph=True)
-
-
-def _accelerate(model: nn.Layer) -> None:
-    found = conv2d.accelerate_convolutions(model)
-    logger.info("convolutions: %s (%d of %d layers)", conv2d.describe(), found.count, found.total)
 
 
 def build_task(recipe: Recipe, precision: Precision) -> Task:

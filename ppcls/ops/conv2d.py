@@ -17,26 +17,23 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from pathlib import Path
 from types import MethodType
 from typing import NamedTuple
 
 import paddle
-from paddle import _C_ops, nn
+from paddle import nn
 from paddle.autograd import PyLayer
 
+from ppcls.ops import dynamic
 from ppcls.ops.onednn import Library, OneDNNError
 from ppcls.ops.onednn_conv import Convolution, Geometry
-from ppcls.utils.errors import UserError
 
 logger = logging.getLogger("ppcls")
 
 VARIABLE = "PPCLS_CONV"
-CHOICES = ("auto", "paddle")
 Pair = tuple[int, int]
 _CACHED = 512  # convolutions of different geometry, of up to half a megabyte each
-_CPU = paddle.CPUPlace()
 
 
 class Accelerated(NamedTuple):
@@ -78,10 +75,7 @@ def describe() -> str:
 @functools.cache
 def find_onednn() -> Library | None:
     """The oneDNN in Paddle's package; None without one, or when the user wants Paddle's own."""
-    wanted = os.environ.get(VARIABLE, "auto")
-    if wanted not in CHOICES:
-        raise UserError(f"{VARIABLE}: expected one of {', '.join(CHOICES)}, got {wanted!r}")
-    if wanted == "paddle":
+    if dynamic.wants_paddle(VARIABLE):
         return None
     for path in sorted((Path(paddle.__file__).parent / "libs").glob("libdnnl.so*")):
         try:
@@ -104,9 +98,9 @@ def _window(layer: nn.Conv2D) -> tuple[Pair, Pair, Pair] | None:
 def _forward(self: nn.Conv2D, x: paddle.Tensor) -> paddle.Tensor:
     """The layer's `forward`: oneDNN where it can, else that of its class."""
     inputs = [x, self.weight] if self.bias is None else [x, self.weight, self.bias]
-    if not (paddle.in_dynamic_mode() and _can_run(inputs)):
+    if not dynamic.can_run(inputs):
         return type(self).forward(self, x)
-    has_gradient = paddle.is_grad_enabled() and not all(t.stop_gradient for t in inputs)
+    has_gradient = dynamic.wants_gradient(inputs)
     if has_gradient and not self.training:  # a PyLayer breaks the usual paddle.grad(loss, [images])
         return type(self).forward(self, x)
     geometry = _geometry(self, tuple(x.shape))
@@ -116,17 +110,6 @@ def _forward(self: nn.Conv2D, x: paddle.Tensor) -> paddle.Tensor:
     if has_gradient:
         return _Conv2D.apply(convolution, *inputs)
     return _run(convolution, [tensor.contiguous() for tensor in inputs])
-
-
-def _can_run(inputs: list[paddle.Tensor]) -> bool:
-    """Whether oneDNN's float32 convolution is what the caller asked for."""
-    if paddle.base.framework._dygraph_tracer()._amp_level != paddle.base.core.AmpLevel.O0:
-        return False
-    x, weight = inputs[:2]
-    is_batch = len(x.shape) == 4 and 0 not in x.shape
-    return is_batch and all(
-        tensor.dtype == paddle.float32 and tensor.place.is_cpu_place() for tensor in inputs
-    )
 
 
 def _geometry(layer: nn.Conv2D, shape: tuple[int, ...]) -> Geometry | None:
@@ -163,14 +146,9 @@ def _convolution(geometry: Geometry) -> Convolution | None:
 
 
 def _run(convolution: Convolution, inputs: list[paddle.Tensor]) -> paddle.Tensor:
-    result = _empty(convolution.geometry.target_shape)
+    result = dynamic.empty(convolution.geometry.target_shape)
     convolution.forward(*(t.data_ptr() for t in (*inputs, result)))
     return result
-
-
-def _empty(shape: list[int]) -> paddle.Tensor:
-    """Memory for a float32 result on the CPU, whatever Paddle's defaults are."""
-    return _C_ops.empty(shape, paddle.float32, _CPU)
 
 
 class _Conv2D(PyLayer):
@@ -179,28 +157,18 @@ class _Conv2D(PyLayer):
     @staticmethod
     def forward(ctx, convolution: Convolution, *inputs: paddle.Tensor) -> paddle.Tensor:
         ctx.convolution = convolution
-        ctx.originals = [(tensor, tensor.inplace_version) for tensor in inputs]
-        ctx.wanted = [not tensor.stop_gradient for tensor in inputs]
-        inputs = [tensor.contiguous() for tensor in inputs]
-        ctx.save_for_backward(*inputs)
-        return _run(convolution, inputs)
+        dense = [tensor.contiguous() for tensor in inputs]
+        ctx.guard = dynamic.Guard(inputs, VARIABLE, "oneDNN's convolution")
+        ctx.save_for_backward(*dense)
+        return _run(convolution, dense)
 
     @staticmethod
     def backward(ctx, gradient: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
-        if paddle.is_grad_enabled():  # create_graph: oneDNN's gradients have none of their own
-            raise RuntimeError(
-                f"second derivatives in training: expected {VARIABLE}=paddle in the environment, "
-                f"found oneDNN's convolution"
-            )
-        if any(tensor.inplace_version != version for tensor, version in ctx.originals):
-            raise RuntimeError(
-                "convolution: expected its input and parameters as they were in the forward pass, "
-                "found them changed in place"
-            )
         inputs = ctx.saved_tensor()
+        ctx.guard.check()
         gradients = [
-            _empty(tensor.shape) if is_wanted else None
-            for tensor, is_wanted in zip(inputs, ctx.wanted, strict=True)
+            dynamic.empty(tensor.shape) if is_wanted else None
+            for tensor, is_wanted in zip(inputs, ctx.guard.wanted, strict=True)
         ]
         _run_backward(ctx.convolution, inputs, gradient.contiguous(), gradients)
         return tuple(gradients)
@@ -219,7 +187,7 @@ def _run_backward(
     if any(result is not None for result in of_parameters):
         # oneDNN computes both or none: the one nobody wants goes into memory that is dropped.
         filled = [
-            _empty(tensor.shape) if result is None else result
+            dynamic.empty(tensor.shape) if result is None else result
             for tensor, result in zip(inputs[1:], of_parameters, strict=True)
         ]
         convolution.backward_weight(x, target, *(tensor.data_ptr() for tensor in filled))

@@ -1,6 +1,7 @@
 """Threads and MKL's code path, chosen before Paddle is imported."""
 
 import importlib
+import os
 import subprocess
 import sys
 import types
@@ -180,3 +181,34 @@ def test_utils_do_not_import_paddle():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+FAULTS = """
+import resource, sys
+from ppcls.utils import runtime
+print(runtime.keep_freed_memory())
+size = 50_000_000
+for _ in range(20):
+    b"x" * size
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_freed_memory_is_kept_unless_the_user_chose():
+    def run(**environment):
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**clean, **environment},
+        )
+        kept, faults = done.stdout.split()
+        return kept, int(faults)
+
+    kept, faults = run()
+    left, more_faults = run(MALLOC_ARENA_MAX="8")
+    assert (kept, left) == ("True", "False")
+    assert faults + 15 * 50_000_000 / 4096 < more_faults

@@ -120,14 +120,16 @@ class TorchStep(Step):
 
 def open_ours(spec: dict[str, Any]) -> PaddleStep:
     """This project's network, in a process as its tools start it."""
-    from ppcls.utils.runtime import import_paddle
+    from ppcls.utils import runtime
 
-    import_paddle()
+    runtime.import_paddle()
     from ppcls.arch import create_model
-    from ppcls.ops.conv2d import accelerate_convolutions
+    from ppcls.ops.accelerate import accelerate
 
     model = create_model(spec["network"], class_num=CLASSES, recompute=spec["recompute"])
-    accelerate_convolutions(model)
+    accelerate(model)
+    if not spec["recompute"]:
+        runtime.keep_freed_memory()
     return PaddleStep(model, spec["shape"])
 
 

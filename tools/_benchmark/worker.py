@@ -45,10 +45,10 @@ def open_export(spec: dict[str, Any]) -> Run:
 
 def open_dygraph(spec: dict[str, Any]) -> Run:
     """This project's network as its tools run it, a detector with its post-processing."""
-    from ppcls.ops.conv2d import accelerate_convolutions
+    from ppcls.ops.accelerate import accelerate
 
     model = _build(spec)
-    accelerate_convolutions(model)
+    accelerate(model)
     return _dygraph(model)
 
 

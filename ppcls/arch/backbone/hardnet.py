@@ -18,7 +18,13 @@ from typing import Literal
 import paddle
 from paddle import nn
 
-from ppcls.arch.backbone.hardnet_block import CHANNEL_AXIS, HarDBlock, channels_last, make_unit
+from ppcls.arch.backbone.hardnet_block import (
+    CHANNEL_AXIS,
+    HarDBlock,
+    channels_last,
+    make_unit,
+    recomputed,
+)
 from ppcls.arch.backbone.hardnet_plan import (
     VARIANTS,
     BlockUnit,
@@ -53,7 +59,7 @@ class HarDNet(nn.Layer):
         dropout: drop rate before the classifier; None takes the spec's.
         data_format: layout the network computes in. With "NHWC" the input may still be
             [N, C, H, W], as PaddleClas feeds every network, or [N, H, W, C].
-        recompute: trade time for memory in training (see `HarDBlock`).
+        recompute: trade time for memory in training: stem and blocks keep only their input.
         features_only: return the feature maps of `out_indices` instead of classifying.
         out_indices: which of the strides 4, 8, 16, 32, by position 0 to 3; None takes all.
 
@@ -83,6 +89,7 @@ class HarDNet(nn.Layer):
         self.data_format = data_format
         self.in_channels = in_channels
         self.features_only = features_only
+        self.recompute = recompute
         self.num_features = units[-1].out_channels
         self.smallest_input = smallest_input(units)
         self._pyramid = _select(feature_pyramid(units), out_indices)
@@ -146,8 +153,16 @@ class HarDNet(nn.Layer):
 
         Raises ValueError for an image with other channels or one that is too small.
         """
-        x = self._prepare(x)
-        for layer in self.base[: self._body_length]:
+        x = self._run_stem(self._prepare(x))
+        for layer in self.stages:
+            x = layer(x)
+        return x
+
+    def _run_stem(self, x: paddle.Tensor) -> paddle.Tensor:
+        """The largest maps of all: with `recompute` they are not kept either."""
+        if self.recompute and self.training and paddle.in_dynamic_mode():
+            return recomputed(self.stem, nn.Sequential(*self.stem), x)
+        for layer in self.stem:
             x = layer(x)
         return x
 

@@ -8,7 +8,7 @@ names (`conv`, `norm`, `dwconv`, `layers`, `layer1`, `layer2`) are the keys of p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import paddle
 from paddle import nn
@@ -26,6 +26,7 @@ from ppcls.arch.backbone.hardnet_plan import (
     block_layer_units,
 )
 
+Run = Callable[[paddle.Tensor], paddle.Tensor]
 _NORMS = (nn.BatchNorm2D, nn.SyncBatchNorm)
 CHANNEL_AXIS = {"NCHW": 1, "NHWC": -1}
 _ACTIVATIONS: dict[Activation, Callable[[paddle.Tensor], paddle.Tensor]] = {
@@ -50,10 +51,11 @@ class ConvBNAct(nn.Layer):
             data_format=data_format,
         )
         self.norm = batch_norm(unit.out_channels, data_format)
-        self._activation = _ACTIVATIONS[unit.activation]
+        self.activation: Activation = unit.activation
+        self.activate = _ACTIVATIONS[unit.activation]
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self._activation(self.norm(self.conv(x)))
+        return self.activate(self.norm(self.conv(x)))
 
 
 class DepthwiseConvBN(nn.Layer):
@@ -94,9 +96,8 @@ class HarDBlock(nn.Layer):
     """A Harmonic Dense Block (paper section 3.1).
 
     Layer n reads layers n - 2**p for every 2**p dividing n; the output concatenates the odd layers
-    and the last. With `recompute` the block keeps only its input for the backward pass and runs
-    again there: less memory, more time, the same gradients and the same running statistics. In a
-    static graph `recompute` has no effect.
+    and the last. With `recompute` the block keeps only its input for the backward pass (see
+    `recomputed`); in a static graph that has no effect.
     """
 
     def __init__(self, unit: BlockUnit, data_format: str = "NCHW", recompute: bool = False) -> None:
@@ -111,7 +112,7 @@ class HarDBlock(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Map x [N, C, H, W] to [N, plan.out_channels, H, W] (channels last with NHWC)."""
         if self.recompute and self.training and paddle.in_dynamic_mode() and not x.stop_gradient:
-            return _recompute(self, x)
+            return recomputed([self], self._run, x)
         return self._run(x)
 
     def _run(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -145,24 +146,30 @@ def _block_layer(block: BlockUnit, layer: LayerPlan, data_format: str) -> nn.Lay
     return make_unit(unit, data_format)
 
 
-def _recompute(block: HarDBlock, x: paddle.Tensor) -> paddle.Tensor:
+def recomputed(layers: Iterable[nn.Layer], run: Run, x: paddle.Tensor) -> paddle.Tensor:
+    """Compute run(x), a function of `layers`, keeping only x for the backward pass.
+
+    There it runs again: less memory, more time, the same gradients and running statistics.
+    """
     from paddle.distributed.fleet.utils import recompute  # slow to import, rarely wanted
 
+    layers = list(layers)
     calls = 0
 
-    def run(x: paddle.Tensor) -> paddle.Tensor:
+    def counted(x: paddle.Tensor) -> paddle.Tensor:
         nonlocal calls
         calls += 1
         # Batch norm must see the batch once: a second pass would update its statistics again.
-        with _frozen_statistics(block) if calls > 1 else contextlib.nullcontext():
-            return block._run(x)
+        with _frozen_statistics(layers) if calls > 1 else contextlib.nullcontext():
+            return run(x)
 
-    return recompute(run, x, preserve_rng_state=False, use_reentrant=False)
+    return recompute(counted, x, preserve_rng_state=False, use_reentrant=False)
 
 
 @contextlib.contextmanager
-def _frozen_statistics(layer: nn.Layer) -> Iterator[None]:
-    norms = [part for part in layer.sublayers() if isinstance(part, _NORMS)]
+def _frozen_statistics(layers: Iterable[nn.Layer]) -> Iterator[None]:
+    parts = [part for layer in layers for part in layer.sublayers(include_self=True)]
+    norms = [part for part in parts if isinstance(part, _NORMS)]
     momenta = [norm._momentum for norm in norms]
     for norm in norms:
         norm._momentum = 1.0  # keep all of the old value
