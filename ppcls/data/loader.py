@@ -16,7 +16,7 @@ import signal
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -35,6 +35,7 @@ from ppcls.data.deadline import Deadline, Stalled
 from ppcls.data.mixing import MixedBatching, MixingSampler, MixPlan, pair_up
 from ppcls.data.pipeline import PipelineName, choose_pipeline
 from ppcls.data.sampler import EvalSampler, GlobalBatchSampler, SampleKey
+from ppcls.data.train_samplers import BALANCED, REPEATED, SamplerConfig, build_train_sampler
 from ppcls.utils.errors import ConfigError, DataError, JobError
 from ppcls.utils.schema import at_least, build_named, parse_dataclass
 
@@ -65,19 +66,6 @@ class LoaderConfig:
                 f"read_timeout: expected seconds from 0 to {MAX_WAIT:.0f}, got {self.read_timeout}"
             )
         at_least(1, prefetch_factor=self.prefetch_factor)
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How samples are grouped. Both names mean the same here: batches shared by all processes."""
-
-    batch_size: int  # samples per process and step
-    name: Literal["DistributedBatchSampler", "BatchSampler"] = "DistributedBatchSampler"
-    drop_last: bool = False
-    shuffle: bool = False
-
-    def __post_init__(self) -> None:
-        at_least(1, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -122,11 +110,11 @@ def build_train_loader(
     dataset = build_dataset(config.dataset, f"{where}.dataset", seed=seed, class_num=class_num)
     if op is not None and isinstance(dataset, DetectionDataset):
         raise ConfigError(f"{op_where}: expected none for images with boxes, got a list")
-    sampler = GlobalBatchSampler(
-        len(dataset),
-        config.sampler.batch_size,
-        shuffle=config.sampler.shuffle,
-        drop_last=config.sampler.drop_last,
+    sampler = build_train_sampler(
+        config.sampler,
+        dataset,
+        f"{where}.sampler",
+        is_mixed=op is not None,
         seed=seed,
         rank=rank,
         world_size=world_size,
@@ -134,8 +122,8 @@ def build_train_loader(
     )
     if len(sampler) == 0:
         raise ConfigError(
-            f"{where}.sampler.batch_size: expected at most {len(dataset) // world_size} "
-            f"({len(dataset)} samples on {world_size} process(es), drop_last on), "
+            f"{where}.sampler.batch_size: expected at most {sampler.num_samples // world_size} "
+            f"({sampler.num_samples} samples on {world_size} process(es), drop_last on), "
             f"got {config.sampler.batch_size}"
         )
     return Loader(dataset, sampler, config.loader, op, where)
@@ -152,6 +140,11 @@ def build_eval_loader(
 ) -> Loader:
     """Build the loader of an evaluation section: each sample once over all processes, in order."""
     config = _parse(config, where)
+    if config.sampler.name in REPEATED + BALANCED:
+        raise ConfigError(
+            f"{where}.sampler.name: expected DistributedBatchSampler in evaluation, where every "
+            f"image counts once, got {config.sampler.name}"
+        )
     for name in ("drop_last", "shuffle"):
         if getattr(config.sampler, name):
             raise ConfigError(
