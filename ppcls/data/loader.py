@@ -26,6 +26,7 @@ from ppcls.data.batch import Batch, Batching, DetectionBatch, batching_of
 from ppcls.data.batch_ops import BatchOp, build_batch_op
 from ppcls.data.datasets import (
     DATASETS,
+    ClassificationDataset,
     DetectionDataset,
     DetectionSample,
     ImageDataset,
@@ -34,6 +35,7 @@ from ppcls.data.datasets import (
 from ppcls.data.deadline import Deadline, Stalled
 from ppcls.data.mixing import MixedBatching, MixingSampler, MixPlan, pair_up
 from ppcls.data.pipeline import PipelineName, choose_pipeline
+from ppcls.data.progressive import ProgressiveConfig, check_transforms
 from ppcls.data.sampler import EvalSampler, GlobalBatchSampler, SampleKey
 from ppcls.data.train_samplers import BALANCED, REPEATED, SamplerConfig, build_train_sampler
 from ppcls.utils.errors import ConfigError, DataError, JobError
@@ -75,6 +77,7 @@ class DataLoaderConfig:
     dataset: dict
     sampler: SamplerConfig
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+    progressive: ProgressiveConfig | None = None  # training: sizes by epoch
 
 
 def build_dataset(
@@ -110,6 +113,8 @@ def build_train_loader(
     dataset = build_dataset(config.dataset, f"{where}.dataset", seed=seed, class_num=class_num)
     if op is not None and isinstance(dataset, DetectionDataset):
         raise ConfigError(f"{op_where}: expected none for images with boxes, got a list")
+    if config.progressive is not None:
+        _set_sizes(dataset, config.progressive, where)
     sampler = build_train_sampler(
         config.sampler,
         dataset,
@@ -145,6 +150,8 @@ def build_eval_loader(
             f"{where}.sampler.name: expected DistributedBatchSampler in evaluation, where every "
             f"image counts once, got {config.sampler.name}"
         )
+    if config.progressive is not None:
+        raise ConfigError(f"{where}.progressive: expected none in evaluation, got sizes")
     for name in ("drop_last", "shuffle"):
         if getattr(config.sampler, name):
             raise ConfigError(
@@ -156,6 +163,13 @@ def build_eval_loader(
     dataset = build_dataset(config.dataset, f"{where}.dataset", seed=seed, class_num=class_num)
     sampler = EvalSampler(len(dataset), config.sampler.batch_size, rank, world_size)
     return Loader(dataset, sampler, config.loader, where=where)
+
+
+def _set_sizes(dataset: ImageDataset, sizes: ProgressiveConfig, where: str) -> None:
+    if not isinstance(dataset, ClassificationDataset):
+        raise ConfigError(f"{where}.progressive: expected none for images with boxes, got sizes")
+    check_transforms(dataset.transforms, f"{where}.dataset.transform_ops")
+    dataset.progressive = sizes
 
 
 def _parse(config: Mapping | DataLoaderConfig, where: str) -> DataLoaderConfig:
@@ -185,6 +199,8 @@ class Loader:
         self.dataset = dataset
         self.sampler = sampler
         self.skipped = 0
+        self._where = where
+        self._said_size: int | None = None
         self._named: set[int] = set()
         self._batching = batching_of(dataset)
         batches: Any = sampler
@@ -225,6 +241,7 @@ class Loader:
         planned = self.sampler.remaining
         if planned == 0:
             return
+        self._say_size()
         # Workers are forked: garbage they found would be finalised by them, and a dead iterator's
         # finaliser waits for threads a fork does not have.
         gc.collect()
@@ -238,6 +255,17 @@ class Loader:
                 ) from error
             yield self._to_batch(fields)
         next(batches, None)  # lets Paddle end its workers
+
+    def _say_size(self) -> None:
+        """Log the images' size, if the epoch decides it and it is another than before."""
+        sizes = getattr(self.dataset, "progressive", None)
+        if sizes is None or not isinstance(self.sampler, GlobalBatchSampler):
+            return
+        epoch = self.sampler.epoch
+        size = sizes.size(epoch)
+        if size != self._said_size:
+            _logger.info("%s: epoch %d has images of %dx%d", self._where, epoch + 1, size, size)
+        self._said_size = size
 
     def _to_batch(self, fields: dict[str, Any]) -> Batch | DetectionBatch:
         if fields["bug"]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import nn
 
@@ -18,6 +19,7 @@ from ppcls.arch.registry import canonical_name
 from ppcls.arch.weights import load_pretrained
 from ppcls.data.datasets.detection import DetectionDataset
 from ppcls.data.loader import Loader, build_eval_loader, build_train_loader
+from ppcls.data.sampler import SampleKey
 from ppcls.engine import parallel, resume
 from ppcls.engine.checkpoint import Checkpointer, Progress
 from ppcls.engine.config import Recipe, load_recipe
@@ -281,14 +283,24 @@ def _rehearse(model: nn.Layer, loader: Loader, recipe: Recipe, task: Task) -> No
             "DataLoader.Train.sampler.drop_last: expected True, because the last batch has fewer "
             "images than processes, and each takes part in Arch.use_sync_bn; got False"
         )
-    found = (loader.dataset[index] for index in range(len(loader.dataset)))
+    # Progressive sizes: the first epoch has the smallest images, the last one the largest.
+    images = [_first_image(loader, epoch) for epoch in sorted({0, recipe.Global.epochs - 1})]
+    sizes = {image.shape: image for image in images}
+    model.eval()
+    with paddle.no_grad():
+        for image in sizes.values():
+            task.rehearse(model, paddle.to_tensor(image[None]), recipe.class_num)
+    model.train()
+
+
+def _first_image(loader: Loader, epoch: int) -> np.ndarray:
+    """Return the first usable image of the data set, as an epoch has it."""
+    keys = (SampleKey(epoch, index) for index in range(len(loader.dataset)))
+    found = (loader.dataset[key] for key in keys)
     sample = next((sample for sample in found if sample is not None), None)
     if sample is None:
         raise DataError("DataLoader.Train: expected at least one usable image, found none")
-    model.eval()
-    with paddle.no_grad():
-        task.rehearse(model, paddle.to_tensor(sample.image[None]), recipe.class_num)
-    model.train()
+    return sample.image
 
 
 def check_writable(folder: Path, setting: str = "Global.output_dir") -> None:

@@ -18,6 +18,7 @@ import yaml
 
 from ppcls.arch.detection.postprocess import PostProcessConfig as DetectionConfig
 from ppcls.data.loader import DataLoaderConfig
+from ppcls.data.progressive import ProgressiveConfig
 from ppcls.utils import config as config_file
 from ppcls.utils import schema
 from ppcls.utils.errors import ConfigError
@@ -225,6 +226,22 @@ class Recipe:
             raise ConfigError(
                 "Distributed.find_unused_parameters: expected False with "
                 "Optimizer.use_multi_tensor, whose first update fixes the parameters, got True"
+            )
+        if self.DataLoader.Train is not None and self.DataLoader.Train.progressive is not None:
+            self._check_progressive(self.DataLoader.Train.progressive)
+
+    def _check_progressive(self, sizes: ProgressiveConfig) -> None:
+        where = "DataLoader.Train.progressive"
+        if self.Global.task == "detection":
+            raise ConfigError(f"{where}: expected none with Global.task: detection, got sizes")
+        if self.Global.to_static:
+            raise ConfigError(
+                f"{where}: expected none with Global.to_static, whose network takes one size"
+            )
+        if sizes.end_epoch > self.Global.epochs:
+            raise ConfigError(
+                f"{where}.end_epoch: expected at most {self.Global.epochs} (Global.epochs), "
+                f"got {sizes.end_epoch}"
             )
 
     @classmethod

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 
+from ppcls.data.progressive import ProgressiveConfig, resized
 from ppcls.data.sampler import SampleKey, sample_rng
 from ppcls.data.transforms import Compose, ToCHWImage, build_transforms
 from ppcls.utils.errors import DataError
@@ -111,12 +112,14 @@ class ClassificationDataset(ImageDataset):
 
     Attributes:
         labels: [len] int64.
+        progressive: sizes of the images by epoch; None leaves them to `transforms`.
 
     Args:
         transform_ops: YAML list of transforms.
     """
 
     labels: np.ndarray
+    progressive: ProgressiveConfig | None = None
 
     def __init__(
         self,
@@ -140,7 +143,10 @@ class ClassificationDataset(ImageDataset):
         return hashlib.sha256(names + np.asarray(self.labels, "<i8").tobytes()).hexdigest()
 
     def make_sample(self, key: SampleKey, rng: np.random.Generator) -> Sample:
-        image = self._arrange(self.transforms(self.read(key.index), rng))
+        transforms = self.transforms
+        if self.progressive is not None:
+            transforms = resized(transforms, self.progressive.size(key.epoch))
+        image = self._arrange(transforms(self.read(key.index), rng))
         return Sample(image, self.labels[key.index], key.index)
 
     def giving_pixels(self, transforms: Compose) -> ClassificationDataset:
