@@ -4,12 +4,14 @@ import logging
 
 import numpy as np
 import pytest
+from paddle import nn
 from test_loader import assert_same, read, root  # noqa: F401  (root: a fixture)
 from test_loader import section as loader_section
 
 from ppcls.data import jpeg
 from ppcls.data.loader import build_dataset, build_eval_loader, build_train_loader
 from ppcls.data.progressive import ProgressiveConfig
+from ppcls.engine.build import _rehearse
 from ppcls.engine.config import Recipe
 from ppcls.utils.errors import ConfigError
 from ppcls.utils.schema import parse_dataclass
@@ -109,3 +111,16 @@ def test_recipes_that_have_no_such_sizes(settings, message):
     mapping = {"Global": settings, "Arch": {"name": "x"}, "DataLoader": {"Train": train}}
     with pytest.raises(ConfigError, match=f"^DataLoader.Train.progressive{message}"):
         Recipe.parse(mapping, "a.yaml")
+
+
+def test_the_largest_size_is_tried_before_a_run_begins(root):  # noqa: F811
+    class Noting:
+        shapes: list = []
+
+        def rehearse(self, model, image, class_num):
+            self.shapes.append(tuple(image.shape))
+
+    mapping = {"Global": {"epochs": 4}, "Arch": {"name": "x", "class_num": 4}}
+    loader = build_train_loader(section(root), "D.Train")
+    _rehearse(nn.Linear(1, 1), loader, Recipe.parse(mapping, "a.yaml"), Noting())
+    assert Noting.shapes == [(1, 3, 32, 32), (1, 3, 64, 64)]
