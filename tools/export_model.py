@@ -20,7 +20,7 @@ from typing import Any
 import _bootstrap  # noqa: F401
 
 from ppcls.utils import runtime
-from ppcls.utils.cli import make_parser, run
+from ppcls.utils.cli import add_test_options, make_parser, run, test_overrides
 from ppcls.utils.errors import UserError
 
 EXAMPLE = """python tools/export_model.py -c configs/HarDNet/HarDNet68.yaml \\
@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--calibration-images", type=int, default=300, metavar="N", help="int8: (%(default)s)"
     )
+    add_test_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     return parser
 
@@ -124,7 +125,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     from ppcls.engine import build, exporting, exporting_detector
 
     start = time.perf_counter()
-    overrides = exporting.with_checkpoint(args.override, args.checkpoint)
+    overrides = exporting.with_checkpoint(args.override, args.checkpoint) + test_overrides(args)
     session = build.open_session(args.config, overrides, runtime_note)
     quantized: dict[str, Any] = {}
     writers = int8_writers(args, session, quantized)

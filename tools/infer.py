@@ -30,6 +30,8 @@ logger = logging.getLogger("ppcls")
 
 def parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, EXAMPLE, config_required=False)
+    cli.add_test_options(parser)
+    cli.add_flip_option(parser)
     model = parser.add_argument_group("an exported network")
     model.add_argument("--model", metavar="DIR", type=Path, help="the export folder")
     model.add_argument(
@@ -70,7 +72,8 @@ def run_recipe(args: argparse.Namespace) -> list[dict[str, Any]]:
     from ppcls.engine.classify import classify
     from ppcls.engine.detect import detect
 
-    session = build.open_session(args.config, args.override, runtime_note)
+    overrides = args.override + cli.test_overrides(args)
+    session = build.open_session(args.config, overrides, runtime_note)
     is_detection = session.recipe.Global.task == "detection"
     return detect(session) if is_detection else classify(session)
 
@@ -78,6 +81,8 @@ def run_recipe(args: argparse.Namespace) -> list[dict[str, Any]]:
 def run_export(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.override:
         raise UserError("-o changes a recipe: expected none with --model")
+    if args.test_size is not None or args.crop_ratio is not None:
+        raise UserError("--test-size: expected none with --model; export with it instead")
     if not args.images:
         raise UserError("expected an image, a list or a folder after --model DIR, found none")
     from ppcls.data.images import list_images
@@ -91,6 +96,7 @@ def run_export(args: argparse.Namespace) -> list[dict[str, Any]]:
         threads=args.threads,
         precision=args.precision,
         batch_size=args.batch_size,
+        flip=args.flip,
     )
     pictures = {}
     if predictor.manifest.task == "detection":

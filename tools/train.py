@@ -13,7 +13,7 @@ def train(args):
     runtime_note = runtime.import_paddle()
     from ppcls.engine import build, parallel
 
-    session = build.open_session(args.config, args.override, runtime_note)
+    session = build.open_session(args.config, args.override, runtime_note, training=True)
     trainer = build.build_trainer(session)
     progress = trainer.fit()
     parallel.stop()

@@ -16,7 +16,7 @@ import signal
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -26,6 +26,7 @@ from ppcls.data.batch import Batch, Batching, DetectionBatch, batching_of
 from ppcls.data.batch_ops import BatchOp, build_batch_op
 from ppcls.data.datasets import (
     DATASETS,
+    ClassificationDataset,
     DetectionDataset,
     DetectionSample,
     ImageDataset,
@@ -34,7 +35,9 @@ from ppcls.data.datasets import (
 from ppcls.data.deadline import Deadline, Stalled
 from ppcls.data.mixing import MixedBatching, MixingSampler, MixPlan, pair_up
 from ppcls.data.pipeline import PipelineName, choose_pipeline
+from ppcls.data.progressive import ProgressiveConfig, check_transforms
 from ppcls.data.sampler import EvalSampler, GlobalBatchSampler, SampleKey
+from ppcls.data.train_samplers import BALANCED, REPEATED, SamplerConfig, build_train_sampler
 from ppcls.utils.errors import ConfigError, DataError, JobError
 from ppcls.utils.schema import at_least, build_named, parse_dataclass
 
@@ -68,25 +71,13 @@ class LoaderConfig:
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
-    """How samples are grouped. Both names mean the same here: batches shared by all processes."""
-
-    batch_size: int  # samples per process and step
-    name: Literal["DistributedBatchSampler", "BatchSampler"] = "DistributedBatchSampler"
-    drop_last: bool = False
-    shuffle: bool = False
-
-    def __post_init__(self) -> None:
-        at_least(1, batch_size=self.batch_size)
-
-
-@dataclass(frozen=True)
 class DataLoaderConfig:
     """A `DataLoader.Train` or `DataLoader.Eval` section."""
 
     dataset: dict
     sampler: SamplerConfig
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+    progressive: ProgressiveConfig | None = None  # training: sizes by epoch
 
 
 def build_dataset(
@@ -122,11 +113,13 @@ def build_train_loader(
     dataset = build_dataset(config.dataset, f"{where}.dataset", seed=seed, class_num=class_num)
     if op is not None and isinstance(dataset, DetectionDataset):
         raise ConfigError(f"{op_where}: expected none for images with boxes, got a list")
-    sampler = GlobalBatchSampler(
-        len(dataset),
-        config.sampler.batch_size,
-        shuffle=config.sampler.shuffle,
-        drop_last=config.sampler.drop_last,
+    if config.progressive is not None:
+        _set_sizes(dataset, config.progressive, where)
+    sampler = build_train_sampler(
+        config.sampler,
+        dataset,
+        f"{where}.sampler",
+        is_mixed=op is not None,
         seed=seed,
         rank=rank,
         world_size=world_size,
@@ -134,8 +127,8 @@ def build_train_loader(
     )
     if len(sampler) == 0:
         raise ConfigError(
-            f"{where}.sampler.batch_size: expected at most {len(dataset) // world_size} "
-            f"({len(dataset)} samples on {world_size} process(es), drop_last on), "
+            f"{where}.sampler.batch_size: expected at most {sampler.num_samples // world_size} "
+            f"({sampler.num_samples} samples on {world_size} process(es), drop_last on), "
             f"got {config.sampler.batch_size}"
         )
     return Loader(dataset, sampler, config.loader, op, where)
@@ -152,6 +145,13 @@ def build_eval_loader(
 ) -> Loader:
     """Build the loader of an evaluation section: each sample once over all processes, in order."""
     config = _parse(config, where)
+    if config.sampler.name in REPEATED + BALANCED:
+        raise ConfigError(
+            f"{where}.sampler.name: expected DistributedBatchSampler in evaluation, where every "
+            f"image counts once, got {config.sampler.name}"
+        )
+    if config.progressive is not None:
+        raise ConfigError(f"{where}.progressive: expected none in evaluation, got sizes")
     for name in ("drop_last", "shuffle"):
         if getattr(config.sampler, name):
             raise ConfigError(
@@ -163,6 +163,13 @@ def build_eval_loader(
     dataset = build_dataset(config.dataset, f"{where}.dataset", seed=seed, class_num=class_num)
     sampler = EvalSampler(len(dataset), config.sampler.batch_size, rank, world_size)
     return Loader(dataset, sampler, config.loader, where=where)
+
+
+def _set_sizes(dataset: ImageDataset, sizes: ProgressiveConfig, where: str) -> None:
+    if not isinstance(dataset, ClassificationDataset):
+        raise ConfigError(f"{where}.progressive: expected none for images with boxes, got sizes")
+    check_transforms(dataset.transforms, f"{where}.dataset.transform_ops")
+    dataset.progressive = sizes
 
 
 def _parse(config: Mapping | DataLoaderConfig, where: str) -> DataLoaderConfig:
@@ -192,6 +199,8 @@ class Loader:
         self.dataset = dataset
         self.sampler = sampler
         self.skipped = 0
+        self._where = where
+        self._said_size: int | None = None
         self._named: set[int] = set()
         self._batching = batching_of(dataset)
         batches: Any = sampler
@@ -232,6 +241,7 @@ class Loader:
         planned = self.sampler.remaining
         if planned == 0:
             return
+        self._say_size()
         # Workers are forked: garbage they found would be finalised by them, and a dead iterator's
         # finaliser waits for threads a fork does not have.
         gc.collect()
@@ -245,6 +255,17 @@ class Loader:
                 ) from error
             yield self._to_batch(fields)
         next(batches, None)  # lets Paddle end its workers
+
+    def _say_size(self) -> None:
+        """Log the images' size, if the epoch decides it and it is another than before."""
+        sizes = getattr(self.dataset, "progressive", None)
+        if sizes is None or not isinstance(self.sampler, GlobalBatchSampler):
+            return
+        epoch = self.sampler.epoch
+        size = sizes.size(epoch)
+        if size != self._said_size:
+            _logger.info("%s: epoch %d has images of %dx%d", self._where, epoch + 1, size, size)
+        self._said_size = size
 
     def _to_batch(self, fields: dict[str, Any]) -> Batch | DetectionBatch:
         if fields["bug"]:

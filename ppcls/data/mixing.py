@@ -3,7 +3,8 @@
 An image's partner and its draws depend on (seed, epoch, place in the epoch's order) alone: not on
 batch size, accumulation, processes or workers, and not on where a run was stopped. Partners are
 half a block of eight places apart. In a shuffled order that is as random as a random pairing, no
-image meets itself, and up to four copies side by side (repeated augmentation) do not meet either.
+image meets itself, and up to four copies side by side (repeated augmentation) do not meet either;
+more of them, and those a class-balanced order has anywhere, may.
 
 A rank loads the partners outside its own batch too: none when its batch size is a multiple of
 eight, at most eight otherwise. So the last, short batch is mixed like any other.
@@ -20,7 +21,7 @@ import paddle
 from ppcls.data.batch import Batch, LabelBatching
 from ppcls.data.batch_ops import BatchOp
 from ppcls.data.datasets import Sample
-from ppcls.data.sampler import GlobalBatchSampler, SampleKey, keys_of, mixing_rng
+from ppcls.data.sampler import EpochOrder, GlobalBatchSampler, SampleKey, mixing_rng
 
 _BLOCK = 8
 
@@ -52,7 +53,10 @@ class MixPlan(NamedTuple):
 
 
 class MixingSampler:
-    """The batches of `sampler`, each with the keys of partners outside it and a MixPlan."""
+    """The batches of `sampler`, each with the keys of partners outside it and a MixPlan.
+
+    A rank's places in the order follow each other (`spread` of a sampler with copies is off).
+    """
 
     def __init__(self, sampler: GlobalBatchSampler) -> None:
         self.sampler = sampler
@@ -64,12 +68,12 @@ class MixingSampler:
         return (_plan(*step) for step in self.sampler.steps())
 
 
-def _plan(epoch: int, order: np.ndarray, own: range) -> list[SampleKey | MixPlan]:
+def _plan(order: EpochOrder, own: range) -> list[SampleKey | MixPlan]:
     partners = [partner_of(place, len(order)) for place in own]
     places = [*own, *sorted(set(partners) - set(own))]
     number = {place: i for i, place in enumerate(places)}
-    plan = MixPlan(epoch, own.start, [number[place] for place in partners])
-    return [*keys_of(epoch, order, places), plan]
+    plan = MixPlan(order.epoch, own.start, [number[place] for place in partners])
+    return [*order.keys(places), plan]
 
 
 class PairedSample(NamedTuple):

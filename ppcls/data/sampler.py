@@ -4,13 +4,15 @@ Random streams, all NumPy `default_rng` of a list of whole numbers:
 
 - the order of an epoch: `[seed, epoch]`
 - a sample's augmentation: `[seed, epoch, index, 1]`; the 1 keeps it apart from the order's stream,
-  which NumPy reads as `[seed, epoch, 0, 0]`
+  which NumPy reads as `[seed, epoch, 0, 0]`. An epoch may have a sample several times: its further
+  copies have `[seed, epoch, index, 1, copy]`, copy being 1, 2...
 - how an image is mixed with another: `[seed, epoch, place in the order, 7]`
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +21,14 @@ _AUGMENTATION_STREAM, _MIXING_STREAM = 1, 7
 
 
 class SampleKey(NamedTuple):
-    """A sample in an epoch: all a worker needs to know to compute it."""
+    """A sample in an epoch: all a worker needs to know to compute it.
+
+    copy: how often the epoch's order has the same sample before.
+    """
 
     epoch: int
     index: int
+    copy: int = 0
 
 
 def order_rng(seed: int, epoch: int) -> np.random.Generator:
@@ -30,9 +36,10 @@ def order_rng(seed: int, epoch: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch])
 
 
-def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Generator of one sample's augmentation in one epoch."""
-    return np.random.default_rng([seed, epoch, index, _AUGMENTATION_STREAM])
+def sample_rng(seed: int, epoch: int, index: int, copy: int = 0) -> np.random.Generator:
+    """Generator of the augmentation of one copy of a sample in one epoch."""
+    stream = [seed, epoch, index, _AUGMENTATION_STREAM]
+    return np.random.default_rng([*stream, copy] if copy else stream)
 
 
 def mixing_rng(seed: int, epoch: int, place: int) -> np.random.Generator:
@@ -40,9 +47,36 @@ def mixing_rng(seed: int, epoch: int, place: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch, place, _MIXING_STREAM])
 
 
-def keys_of(epoch: int, order: np.ndarray, places: Iterable[int]) -> list[SampleKey]:
-    """Keys of the samples at some places of an epoch's order."""
-    return [SampleKey(epoch, int(order[place])) for place in places]
+@dataclass(frozen=True)
+class EpochOrder:
+    """What an epoch has, place by place.
+
+    indices: [places] int64, of the data set.
+    copies: [places] int64, how often the same index stands before.
+    """
+
+    epoch: int
+    indices: np.ndarray
+    copies: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def keys(self, places: Iterable[int]) -> list[SampleKey]:
+        """Keys of the samples at some places."""
+        epoch, indices, copies = self.epoch, self.indices, self.copies
+        return [SampleKey(epoch, int(indices[place]), int(copies[place])) for place in places]
+
+
+def copy_numbers(indices: np.ndarray) -> np.ndarray:
+    """Count for each place how often its index stands before it: [places] int64."""
+    by_index = np.argsort(indices, kind="stable")
+    sorted_indices = indices[by_index]
+    is_first = np.r_[True, sorted_indices[1:] != sorted_indices[:-1]][: len(indices)]
+    runs = np.arange(len(indices))
+    copies = np.empty(len(indices), np.int64)
+    copies[by_index] = runs - np.maximum.accumulate(np.where(is_first, runs, 0))
+    return copies
 
 
 def share(size: int, rank: int, world_size: int) -> slice:
@@ -132,6 +166,10 @@ class GlobalBatchSampler:
             return np.arange(self.num_samples, dtype=np.int64)
         return order_rng(self.seed, epoch).permutation(self.num_samples).astype(np.int64)
 
+    def copies(self, order: np.ndarray) -> np.ndarray:
+        """How often the sample of each place of an order stands before: [num_samples] int64."""
+        return np.zeros(len(order), np.int64)
+
     def __len__(self) -> int:
         """Steps of an epoch, the same on every rank."""
         whole, rest = divmod(self.num_samples, self.global_batch_size)
@@ -154,14 +192,15 @@ class GlobalBatchSampler:
         first = step * self.global_batch_size
         return range(first + own.start, first + own.stop)
 
-    def steps(self) -> Iterator[tuple[int, np.ndarray, range]]:
-        """The steps of the next iteration: (epoch, its order, this rank's places in it)."""
+    def steps(self) -> Iterator[tuple[EpochOrder, range]]:
+        """The steps of the next iteration: (the epoch's order, this rank's places in it)."""
         epoch, start, self._start = self._epoch, self._start, 0
-        order = self.order(epoch)
-        return ((epoch, order, self.own(step)) for step in range(start, len(self)))
+        indices = self.order(epoch)
+        order = EpochOrder(epoch, indices, self.copies(indices))
+        return ((order, self.own(step)) for step in range(start, len(self)))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        return (keys_of(*step) for step in self.steps())
+        return (order.keys(own) for order, own in self.steps())
 
 
 class EvalSampler:

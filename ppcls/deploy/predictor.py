@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ppcls")
 
+_TINY = np.finfo(np.float32).tiny
 _BATCH_SIZE = {"latency": 1, "throughput": 16}
 
 
@@ -54,6 +55,7 @@ class Predictor:
         hint: what counts, "latency" of one batch or "throughput" of many.
         batch_size: images `predict` computes at once. None: as many as the network is made for, or
             1 for latency and 16 for throughput.
+        flip: average a classifier's logits of an image and its mirror image, at twice the time.
 
     Raises UserError for a folder that is no whole export, a runtime that is not installed, and an
     option it does not have.
@@ -67,6 +69,7 @@ class Predictor:
         precision: str = "float32",
         hint: str = "latency",
         batch_size: int | None = None,
+        flip: bool = False,
     ) -> None:
         folder = Path(path)
         manifest = read_manifest(folder)
@@ -75,12 +78,18 @@ class Predictor:
             folder, manifest, form, threads=threads, precision=precision, hint=hint
         )
         where = f"{folder / MANIFEST}: PreProcess.transform_ops"
-        self._set_up(manifest, loaded, precision, _batch_size(batch_size, manifest, hint), where)
+        size = _batch_size(batch_size, manifest, hint)
+        self._set_up(manifest, loaded, precision, size, where, flip)
         logger.info("%s: %s", folder, self.describe())
 
     @classmethod
     def from_network(
-        cls, network: nn.Layer, manifest: Manifest, *, batch_size: int | None = None
+        cls,
+        network: nn.Layer,
+        manifest: Manifest,
+        *,
+        batch_size: int | None = None,
+        flip: bool = False,
     ) -> Predictor:
         """Make a predictor of a network in memory, which runs in dygraph.
 
@@ -92,15 +101,24 @@ class Predictor:
         predictor = cls.__new__(cls)
         size = _batch_size(batch_size, manifest, "latency")
         loaded = DygraphRuntime(network, manifest)
-        predictor._set_up(manifest, loaded, "float32", size, "transform_ops")
+        predictor._set_up(manifest, loaded, "float32", size, "transform_ops", flip)
         return predictor
 
     def _set_up(
-        self, manifest: Manifest, loaded: Runtime, precision: str, batch_size: int, where: str
+        self,
+        manifest: Manifest,
+        loaded: Runtime,
+        precision: str,
+        batch_size: int,
+        where: str,
+        flip: bool,
     ) -> None:
+        if flip and manifest.task == "detection":
+            raise UserError("flip: expected a classifier, got a detector")
         self.manifest = manifest
         self.precision = precision
         self.batch_size = batch_size
+        self.flip = flip
         self._runtime = loaded
         self.class_names = manifest.class_names
         if self.class_names is None and manifest.task == "detection":
@@ -228,6 +246,10 @@ class Predictor:
             inputs.append(np.array([image.size for image in batch], np.float32))
         try:
             outputs = self._runtime.run(inputs)
+            if self.flip:
+                axis = 3 if self.manifest.input.layout == "NCHW" else 2
+                mirrored = np.ascontiguousarray(np.flip(inputs[0], axis))
+                outputs = [np.stack([outputs[0], self._runtime.run([mirrored])[0]])]
         except Exception as error:  # each runtime has kinds of its own
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             shape = list(inputs[0].shape)
@@ -238,15 +260,20 @@ class Predictor:
         return results(outputs, batch)[: len(images)]
 
     def _classes(self, outputs: list[np.ndarray], images: list[PreparedImage]) -> list[Result]:
-        scores = outputs[0]
+        scores = outputs[0]  # with a first dimension of two more when images are mirrored
         expected = (len(images), self.manifest.class_num)
-        if scores.shape != expected:
+        if scores.shape[-2:] != expected:
             raise JobError(f"{self.runtime}: expected {expected} scores, got {scores.shape}")
         check_finite(scores)
-        if self.manifest.output == "logits":
-            scores = softmax(scores)
-        elif scores.min() < -1e-3 or scores.max() > 1 + 1e-3:
+        is_logits = self.manifest.output == "logits"
+        if not is_logits and (scores.min() < -1e-3 or scores.max() > 1 + 1e-3):
             raise JobError(f"{self.runtime}: expected probabilities, got {scores.max()} among them")
+        if self.flip:
+            # Logarithms of probabilities are logits, but for a number that softmax does not mind.
+            logits = scores if is_logits else np.log(np.maximum(scores, _TINY))
+            scores, is_logits = logits.mean(axis=0), True
+        if is_logits:
+            scores = softmax(scores)
         return [
             top_classes(image.name, row, self.manifest.topk, self.class_names)
             for image, row in zip(images, scores, strict=True)

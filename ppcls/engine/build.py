@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import nn
 
@@ -18,6 +19,7 @@ from ppcls.arch.registry import canonical_name
 from ppcls.arch.weights import load_pretrained
 from ppcls.data.datasets.detection import DetectionDataset
 from ppcls.data.loader import Loader, build_eval_loader, build_train_loader
+from ppcls.data.sampler import SampleKey
 from ppcls.engine import parallel, resume
 from ppcls.engine.checkpoint import Checkpointer, Progress
 from ppcls.engine.config import Recipe, load_recipe
@@ -35,6 +37,7 @@ from ppcls.engine.logbook import Logbook, check_visualdl, format_values
 from ppcls.engine.parts import parameters_by_part
 from ppcls.engine.precision import Precision
 from ppcls.engine.task import ClassificationTask, Task
+from ppcls.engine.testing import at_test_size
 from ppcls.engine.trainer import Trainer
 from ppcls.loss import CombinedLoss, build_loss
 from ppcls.metric import build_metric
@@ -65,8 +68,13 @@ class Session:
         return Path(self.recipe.Global.output_dir) / (canonical_name(name) or name)
 
 
-def open_session(path: str, overrides: Sequence[str], runtime_note: str) -> Session:
-    """Read a recipe, choose the device, join the other processes, and say all of it in the log."""
+def open_session(
+    path: str, overrides: Sequence[str], runtime_note: str, *, training: bool = False
+) -> Session:
+    """Read a recipe, choose the device, join the other processes, and say all of it in the log.
+
+    Except in training, where only the evaluation has it, `Global.test_size` takes effect.
+    """
     log.setup(distributed.rank())
     recipe, translation = load_recipe(path, overrides, distributed.world_size())
     if translation:
@@ -85,7 +93,7 @@ def open_session(path: str, overrides: Sequence[str], runtime_note: str) -> Sess
         distributed.world_size(),
         runtime_note,
     )
-    return Session(recipe, device)
+    return Session(recipe if training else at_test_size(recipe), device)
 
 
 def build_network(session: Session, *, new_head: bool = False) -> nn.Layer:
@@ -146,15 +154,28 @@ def check_mixing(recipe: Recipe, loss: CombinedLoss) -> None:
         )
 
 
-def build_evaluator(session: Session, precision: Precision) -> Evaluator | DetectionEvaluator:
-    """Build evaluation on `DataLoader.Eval` with `Loss.Eval` and `Metric.Eval`."""
+def build_evaluator(
+    session: Session, precision: Precision, *, keep_predictions: bool = False
+) -> Evaluator | DetectionEvaluator:
+    """Build evaluation on `DataLoader.Eval` with `Loss.Eval` and `Metric.Eval`.
+
+    keep_predictions: a classifier's result has them, see `Evaluator`.
+    """
     recipe = session.recipe
     if recipe.Global.task == "detection":
         return _detection_evaluator(recipe, precision)
     loader = _loader(build_eval_loader, recipe, "Eval")
     loss = build_loss(recipe.Loss.Eval or [{"CELoss": {}}], "Loss.Eval")
     metric = build_metric(recipe.Metric.Eval, "Metric.Eval", recipe.class_num)
-    return Evaluator(loader, loss, metric, precision, recipe.Global.print_batch_step)
+    return Evaluator(
+        loader,
+        loss,
+        metric,
+        precision,
+        recipe.Global.print_batch_step,
+        flip=recipe.Global.test_flip,
+        keep_predictions=keep_predictions,
+    )
 
 
 def _detection_evaluator(recipe: Recipe, precision: Precision) -> DetectionEvaluator:
@@ -208,7 +229,7 @@ def build_trainer(session: Session) -> Trainer:
         check_visualdl()
     precision = Precision(recipe.AMP, session.device)
     task = build_task(recipe, precision)
-    evaluator = build_evaluator(session, precision) if recipe.Global.eval_during_train else None
+    evaluator = _evaluator_of_training(session, precision)
     global_batch = resume.global_batch_size(recipe, resumed) if recipe.DataLoader.Train else None
     loader = _loader(build_train_loader, recipe, "Train", global_batch_size=global_batch)
     _check_dataset(loader, recipe, "Train")
@@ -266,6 +287,21 @@ def build_trainer(session: Session) -> Trainer:
     )
 
 
+def _evaluator_of_training(
+    session: Session, precision: Precision
+) -> Evaluator | DetectionEvaluator | None:
+    config = session.recipe.Global
+    if not config.eval_during_train:
+        return None
+    if config.test_size is not None and config.to_static:
+        raise ConfigError(
+            "Global.test_size: expected none in training with Global.to_static, whose network "
+            f"takes one size, got {config.test_size}"
+        )
+    tested = dataclasses.replace(session, recipe=at_test_size(session.recipe))
+    return build_evaluator(tested, precision)
+
+
 def _rehearse(model: nn.Layer, loader: Loader, recipe: Recipe, task: Task) -> None:
     """Find out before a folder is opened whether the network takes what the loader gives.
 
@@ -279,14 +315,24 @@ def _rehearse(model: nn.Layer, loader: Loader, recipe: Recipe, task: Task) -> No
             "DataLoader.Train.sampler.drop_last: expected True, because the last batch has fewer "
             "images than processes, and each takes part in Arch.use_sync_bn; got False"
         )
-    found = (loader.dataset[index] for index in range(len(loader.dataset)))
+    # Progressive sizes: the first epoch has the smallest images, the last one the largest.
+    images = [_first_image(loader, epoch) for epoch in sorted({0, recipe.Global.epochs - 1})]
+    sizes = {image.shape: image for image in images}
+    model.eval()
+    with paddle.no_grad():
+        for image in sizes.values():
+            task.rehearse(model, paddle.to_tensor(image[None]), recipe.class_num)
+    model.train()
+
+
+def _first_image(loader: Loader, epoch: int) -> np.ndarray:
+    """Return the first usable image of the data set, as an epoch has it."""
+    keys = (SampleKey(epoch, index) for index in range(len(loader.dataset)))
+    found = (loader.dataset[key] for key in keys)
     sample = next((sample for sample in found if sample is not None), None)
     if sample is None:
         raise DataError("DataLoader.Train: expected at least one usable image, found none")
-    model.eval()
-    with paddle.no_grad():
-        task.rehearse(model, paddle.to_tensor(sample.image[None]), recipe.class_num)
-    model.train()
+    return sample.image
 
 
 def check_writable(folder: Path, setting: str = "Global.output_dir") -> None:
@@ -372,15 +418,16 @@ def _loader(
     )
 
 
-def evaluate(session: Session) -> EvalResult | DetectionResult:
+def evaluate(session: Session, *, keep_predictions: bool = False) -> EvalResult | DetectionResult:
     """Evaluate `Global.pretrained_model` on `DataLoader.Eval`, and log the result.
 
+    keep_predictions: a classifier's result has them, see `Evaluator`.
     Raises UserError when no weights are named: an untrained network has nothing to measure.
     """
     recipe = session.recipe
     require_weights(session)
     precision = Precision(recipe.AMP, session.device)
-    evaluator = build_evaluator(session, precision)
+    evaluator = build_evaluator(session, precision, keep_predictions=keep_predictions)
     model = build_network(session)
     if recipe.Global.task == "detection":
         check_detector(model)

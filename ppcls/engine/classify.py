@@ -14,7 +14,7 @@ import ppcls
 from ppcls.data.images import Preparation, list_images
 from ppcls.engine.build import Session, build_network, make_fast, require_weights
 from ppcls.engine.config import PostProcessConfig, Recipe
-from ppcls.engine.evaluator import logits_of
+from ppcls.engine.evaluator import averaged_logits
 from ppcls.engine.precision import Precision
 from ppcls.metric.results import check_finite, describe_classes, top_classes
 from ppcls.utils.errors import ConfigError, DataError, UserError
@@ -48,7 +48,8 @@ def classify(session: Session) -> list[dict[str, Any]]:
     results = []
     for start in range(0, len(paths), recipe.Infer.batch_size):
         batch = paths[start : start + recipe.Infer.batch_size]
-        scores = _scores(model, [prepare(path).tensor for path in batch], precision)
+        images = [prepare(path).tensor for path in batch]
+        scores = _scores(model, images, precision, flip=recipe.Global.test_flip)
         for path, row in zip(batch, scores, strict=True):
             results.append(top_classes(str(path), row, post.topk, names))
             logger.info("%s", describe_classes(results[-1]))
@@ -122,12 +123,14 @@ def inference_transforms(recipe: Recipe) -> tuple[list, str]:
 
 
 @paddle.no_grad()
-def _scores(model: nn.Layer, images: list[np.ndarray], precision: Precision) -> np.ndarray:
+def _scores(
+    model: nn.Layer, images: list[np.ndarray], precision: Precision, *, flip: bool = False
+) -> np.ndarray:
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise DataError(f"Infer.transforms: expected images of one size, got {sorted(shapes)}")
     with precision.autocast():
-        logits = logits_of(model, paddle.to_tensor(np.stack(images)))
+        logits = averaged_logits(model, paddle.to_tensor(np.stack(images)), flip=flip)
     scores = paddle.nn.functional.softmax(logits.astype("float32")).numpy()
     check_finite(scores)
     return scores

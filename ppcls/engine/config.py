@@ -18,6 +18,7 @@ import yaml
 
 from ppcls.arch.detection.postprocess import PostProcessConfig as DetectionConfig
 from ppcls.data.loader import DataLoaderConfig
+from ppcls.data.progressive import SMALLEST, ProgressiveConfig
 from ppcls.utils import config as config_file
 from ppcls.utils import schema
 from ppcls.utils.errors import ConfigError
@@ -53,6 +54,9 @@ class GlobalConfig:
     to_static: bool = False  # compile the network with paddle.jit.to_static
     image_shape: list[int] = field(default_factory=lambda: [3, 224, 224])  # C, H, W
     save_inference_dir: str = "./inference"  # where an export goes
+    test_size: int | None = None  # side of the images tested, instead of the transforms' own
+    test_crop_ratio: float | None = None  # test_size over the resized shorter side
+    test_flip: bool = False  # average the logits of an image and its mirror image in testing
     results_dir: str | None = None  # detection: where an evaluation writes what it found
     eval_mode: Literal["classification", "detection"] = "classification"
     task: Literal["classification", "detection"] = "classification"
@@ -80,10 +84,23 @@ class GlobalConfig:
         )
         if self.unfreeze_epoch is not None:
             self._check_unfreezing(self.unfreeze_epoch)
+        self._check_testing()
         if self.freeze and self.to_static:
             raise ValueError("freeze: expected none with to_static, whose programs do not change")
         if len(self.image_shape) != 3 or min(self.image_shape) < 1:
             raise ValueError(f"image_shape: expected [C, H, W] above 0, got {self.image_shape}")
+
+    def _check_testing(self) -> None:
+        schema.at_least(SMALLEST, test_size=self.test_size)
+        ratio = self.test_crop_ratio
+        if ratio is not None and not 0 < ratio <= 1:
+            raise ValueError(f"test_crop_ratio: expected a number in (0, 1], got {ratio:g}")
+        if ratio is not None and self.test_size is None:
+            raise ValueError("test_crop_ratio: expected test_size beside it, found none")
+        if self.task == "detection":
+            given = [key for key in ("test_size", "test_flip") if getattr(self, key)]
+            if given:
+                raise ValueError(f"{given[0]}: expected none with task: detection")
 
     def _check_unfreezing(self, epoch: int) -> None:
         if not self.freeze:
@@ -225,6 +242,22 @@ class Recipe:
             raise ConfigError(
                 "Distributed.find_unused_parameters: expected False with "
                 "Optimizer.use_multi_tensor, whose first update fixes the parameters, got True"
+            )
+        if self.DataLoader.Train is not None and self.DataLoader.Train.progressive is not None:
+            self._check_progressive(self.DataLoader.Train.progressive)
+
+    def _check_progressive(self, sizes: ProgressiveConfig) -> None:
+        where = "DataLoader.Train.progressive"
+        if self.Global.task == "detection":
+            raise ConfigError(f"{where}: expected none with Global.task: detection, got sizes")
+        if self.Global.to_static:
+            raise ConfigError(
+                f"{where}: expected none with Global.to_static, whose network takes one size"
+            )
+        if sizes.end_epoch > self.Global.epochs:
+            raise ConfigError(
+                f"{where}.end_epoch: expected at most {self.Global.epochs} (Global.epochs), "
+                f"got {sizes.end_epoch}"
             )
 
     @classmethod

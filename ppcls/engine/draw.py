@@ -136,14 +136,14 @@ def text_tag(text: str, height: int, color: Color) -> Image.Image:
     """
     luminance = np.dot(color, (0.299, 0.587, 0.114))
     ink = (0, 0, 0) if luminance > 140 else (255, 255, 255)
-    mask = _text_mask(text, height)
+    mask = text_mask(text, height)
     pad = max(1, height // 6)
     tag = Image.new("RGB", (mask.width + 2 * pad, mask.height + 2 * pad), color)
     tag.paste(ink, (pad, pad), mask)
     return tag
 
 
-def _text_mask(text: str, height: int) -> Image.Image:
+def text_mask(text: str, height: int) -> Image.Image:
     """Return the letters as an "L" picture, 255 where there is ink."""
     try:
         font = ImageFont.load_default(size=height)
@@ -157,7 +157,7 @@ def _text_mask(text: str, height: int) -> Image.Image:
 
 
 def _bitmap_mask(text: str, height: int) -> Image.Image:
-    """`_text_mask` in the one size every Pillow has, enlarged by a whole number."""
+    """`text_mask` in the one size every Pillow has, enlarged by a whole number."""
     font = ImageFont.load_default()
     text = text.encode("latin-1", "replace").decode("latin-1")  # it has no other letters
     _, _, right, bottom = font.getbbox(text)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import paddle
 from paddle import nn
 
@@ -16,6 +17,7 @@ from ppcls.engine import parallel
 from ppcls.engine.precision import Precision
 from ppcls.loss import CombinedLoss
 from ppcls.metric import MetricGroup
+from ppcls.metric.results import check_finite
 from ppcls.utils.errors import DataError, UserError
 
 logger = logging.getLogger("ppcls")
@@ -45,6 +47,30 @@ def logits_of(model: nn.Layer, images: paddle.Tensor) -> paddle.Tensor:
     return as_logits(outputs)
 
 
+def averaged_logits(model: nn.Layer, images: paddle.Tensor, *, flip: bool) -> paddle.Tensor:
+    """Run `model` on images [n, C, H, W]: logits [n, class_num].
+
+    With `flip`, the mean in float32 of the logits of the images and of their mirror images.
+    """
+    logits = logits_of(model, images)
+    if not flip:
+        return logits
+    mirrored = logits_of(model, paddle.flip(images, axis=[3]))
+    return (logits.astype("float32") + mirrored.astype("float32")) / 2
+
+
+class Predictions(NamedTuple):
+    """What was found in an evaluation, image by image, in no particular order.
+
+    labels, predicted: [samples] int64, the class an image has, and that of its largest logit.
+    class_names: the data set's, if it has any; there may be more classes.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    class_names: list[str] | None = None
+
+
 @dataclass(frozen=True)
 class EvalResult:
     """Means over all images of all ranks; metrics are fractions."""
@@ -55,6 +81,7 @@ class EvalResult:
     samples: int
     skipped: int = 0
     seconds: float = field(default=0.0, compare=False)
+    predictions: Predictions | None = field(default=None, compare=False)  # of all ranks
 
     def to_json(self) -> dict[str, float | int]:
         return {
@@ -68,7 +95,10 @@ class EvalResult:
 
 
 class Evaluator:
-    """Runs a network over a data set, every image exactly once over all ranks."""
+    """Runs a network over a data set, every image exactly once over all ranks.
+
+    flip: average the logits of an image and its mirror image. keep_predictions: give them too.
+    """
 
     def __init__(
         self,
@@ -77,12 +107,18 @@ class Evaluator:
         metric: MetricGroup,
         precision: Precision,
         print_step: int = 10,
+        *,
+        flip: bool = False,
+        keep_predictions: bool = False,
     ) -> None:
         self.loader = loader
         self.loss = loss
         self.metric = metric
         self.precision = precision
         self.print_step = print_step
+        self.flip = flip
+        self.keep_predictions = keep_predictions
+        self._found: list[np.ndarray] = []
 
     @property
     def deciding(self) -> str:
@@ -122,20 +158,28 @@ class Evaluator:
             samples=count,
             skipped=round(total["skipped"]),
             seconds=time.perf_counter() - start,
+            predictions=self._predictions() if self.keep_predictions else None,
         )
+
+    def _predictions(self) -> Predictions:
+        labels, predicted = gather_pairs(self._found)
+        return Predictions(labels, predicted, self.loader.dataset.class_names)
 
     def _run(
         self, model: nn.Layer, start: float, before_batch: Callable[[], None]
     ) -> tuple[dict[str, float], int]:
         sums: dict[str, float] = {}
         samples = 0
+        self._found = []
         for step, batch in enumerate(self.loader):
             before_batch()
             count = len(batch.indices)
             if count == 0:
                 continue
             with self.precision.autocast():
-                logits = logits_of(model, batch.images)
+                logits = averaged_logits(model, batch.images, flip=self.flip)
+            if self.keep_predictions:
+                self._found.append(_pairs(logits, batch.labels))
             parts = self.loss.sums(logits, batch.labels) | self.metric.sums(logits, batch.labels)
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
@@ -151,3 +195,21 @@ class Evaluator:
                     left,
                 )
         return sums, samples
+
+
+def _pairs(logits: paddle.Tensor, labels: paddle.Tensor) -> np.ndarray:
+    """Return rows of labels and of predictions: [2, n] int64.
+
+    The lower class number wins a tie, as in TopkAcc. Raises JobError for what is not finite.
+    """
+    scores = logits.astype("float32").numpy()
+    check_finite(scores)
+    return np.stack([labels.numpy().reshape(-1), scores.argmax(axis=1)]).astype(np.int64)
+
+
+def gather_pairs(own: Sequence[np.ndarray]) -> np.ndarray:
+    """Join arrays [2, n] int64 of every process on every process. All must call this."""
+    joined = np.concatenate([np.zeros((2, 0), np.int64), *own], axis=1)
+    parts = parallel.gather_bytes(joined.astype("<i8").tobytes())
+    found = [np.frombuffer(part, "<i8").reshape(2, -1) for part in parts]
+    return np.concatenate(found, axis=1).astype(np.int64)

@@ -28,7 +28,7 @@ MAY_CHANGE = (
     *(f"Global.{key}" for key in ("auto_resume", "max_steps", "print_batch_step", "keep_last")),
     *("Global.save_*", "Global.eval_*", "Global.start_eval_epoch", "Global.use_visualdl"),
     *("Global.on_nonfinite", "Global.max_nonfinite", "Global.check_ranks_interval"),
-    *("Global.results_dir", "Distributed.*", "EMA.best_by"),
+    *("Global.results_dir", "Global.test_*", "Distributed.*", "EMA.best_by"),
     *("Arch.pretrained", "Infer.*", "DataLoader.Eval.*", "Metric.*", "Loss.Eval*"),
     *("DataLoader.Train.loader.*", "DataLoader.Train.dataset.*_root"),
     *("DataLoader.Train.dataset.*_dir", "DataLoader.Train.dataset.*_path"),

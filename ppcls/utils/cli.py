@@ -50,6 +50,37 @@ def make_parser(
     return parser
 
 
+def add_test_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that set `Global.test_size` and `test_crop_ratio` (`test_overrides`)."""
+    parser.add_argument(
+        "--test-size",
+        metavar="N",
+        help="side of the images in pixels: Global.test_size",
+    )
+    parser.add_argument(
+        "--crop-ratio",
+        metavar="X",
+        help="with --test-size: its part of the resized shorter side (default: the recipe's): "
+        "Global.test_crop_ratio",
+    )
+
+
+def add_flip_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that sets `Global.test_flip` (`test_overrides`)."""
+    parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="average the logits of an image and its mirror image: Global.test_flip",
+    )
+
+
+def test_overrides(args: argparse.Namespace) -> list[str]:
+    """The overrides of a recipe that `add_test_options` and `add_flip_option` stand for."""
+    values = {"test_size": args.test_size, "test_crop_ratio": args.crop_ratio}
+    given = [f"Global.{key}={value}" for key, value in values.items() if value is not None]
+    return given + (["Global.test_flip=True"] if getattr(args, "flip", False) else [])
+
+
 def run(
     parser: argparse.ArgumentParser,
     command: Callable[[argparse.Namespace], Mapping[str, Any] | None],

@@ -104,6 +104,25 @@ def test_classes(folder, network, form, batch_size):
     assert_same(predictor.predict(PICTURES), expected)
 
 
+@pytest.mark.parametrize("softmax_inside", [False, True])
+def test_mirror_images_are_averaged(network, softmax_inside):
+    """Logits are, whether the network gives them or probabilities."""
+    inner, manifest = network, dataclasses.replace(CLASSIFIER, topk=5)
+    if softmax_inside:
+        inner = paddle.nn.Sequential(network, paddle.nn.Softmax())
+        manifest = dataclasses.replace(manifest, output="probabilities")
+    predictor = Predictor.from_network(inner, manifest, batch_size=2, flip=True)
+    found = predictor.predict(PICTURES[:2])
+    prepared = np.stack([predictor.prepare(image).tensor for image in PICTURES[:2]])
+    both = [network(paddle.to_tensor(x)).numpy() for x in (prepared, prepared[..., ::-1].copy())]
+    powers = np.exp(np.mean(both, axis=0).astype(np.float64))
+    for result, row in zip(found, powers / powers.sum(axis=1, keepdims=True), strict=True):
+        np.testing.assert_allclose(result["scores"], row[result["class_ids"]], atol=1e-5)
+        assert result["class_ids"] == np.argsort(-row).tolist()
+    with pytest.raises(UserError, match="flip: expected a classifier, got a detector"):
+        Predictor.from_network(tiny_export.BrightHalves(), DETECTOR, flip=True)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_objects_none_included(detector, form, batch_size):

@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             common = [f"Global.output_dir={folder}", f"Global.max_steps={args.steps}"]
             quiet = ["Global.eval_during_train=False", f"Global.print_batch_step={args.steps}"]
             settings = [*args.override, *common, *quiet, *overrides]
-            trainer = build.build_trainer(build.open_session(args.config, settings, runtime_note))
+            session = build.open_session(args.config, settings, runtime_note, training=True)
+            trainer = build.build_trainer(session)
             if trainer.steps_per_epoch < args.steps:
                 raise UserError(f"--steps: expected at most {trainer.steps_per_epoch}, an epoch")
             start = time.perf_counter()

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 
+from ppcls.data.progressive import ProgressiveConfig, resized
 from ppcls.data.sampler import SampleKey, sample_rng
 from ppcls.data.transforms import Compose, ToCHWImage, build_transforms
 from ppcls.utils.errors import DataError
@@ -39,7 +40,7 @@ class ImageDataset:
     """Images, each with something to learn about it. A kind of data set makes samples of them.
 
     `dataset[key]` takes a SampleKey, or an index for epoch 0, and gives a sample. The generator of
-    its transforms depends on (seed, epoch, index) alone, see `ppcls.data.sampler`.
+    its transforms depends on the seed and the key alone, see `ppcls.data.sampler`.
 
     Attributes:
         class_num: labels are 0..class_num-1.
@@ -85,7 +86,7 @@ class ImageDataset:
             found.update(b"\0")
         return found.hexdigest()
 
-    def make_sample(self, index: int, rng: np.random.Generator) -> NamedTuple:
+    def make_sample(self, key: SampleKey, rng: np.random.Generator) -> NamedTuple:
         """Read and transform; what goes wrong with the image is an OSError or a ValueError."""
         raise NotImplementedError
 
@@ -99,11 +100,11 @@ class ImageDataset:
 
     def load(self, key: SampleKey | int) -> NamedTuple:
         """Return a sample whatever `on_error` says: DataError names it and the reason."""
-        epoch, index = key if isinstance(key, SampleKey) else (0, operator.index(key))
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of a data set of {len(self)}")
-        with naming(lambda: self.describe(index)):
-            return self.make_sample(index, sample_rng(self.seed, epoch, index))
+        key = key if isinstance(key, SampleKey) else SampleKey(0, operator.index(key))
+        if not 0 <= key.index < len(self):
+            raise IndexError(f"sample {key.index} of a data set of {len(self)}")
+        with naming(lambda: self.describe(key.index)):
+            return self.make_sample(key, sample_rng(self.seed, *key))
 
 
 class ClassificationDataset(ImageDataset):
@@ -111,12 +112,14 @@ class ClassificationDataset(ImageDataset):
 
     Attributes:
         labels: [len] int64.
+        progressive: sizes of the images by epoch; None leaves them to `transforms`.
 
     Args:
         transform_ops: YAML list of transforms.
     """
 
     labels: np.ndarray
+    progressive: ProgressiveConfig | None = None
 
     def __init__(
         self,
@@ -139,9 +142,12 @@ class ClassificationDataset(ImageDataset):
         names = super().digest().encode()
         return hashlib.sha256(names + np.asarray(self.labels, "<i8").tobytes()).hexdigest()
 
-    def make_sample(self, index: int, rng: np.random.Generator) -> Sample:
-        image = self._arrange(self.transforms(self.read(index), rng))
-        return Sample(image, self.labels[index], index)
+    def make_sample(self, key: SampleKey, rng: np.random.Generator) -> Sample:
+        transforms = self.transforms
+        if self.progressive is not None:
+            transforms = resized(transforms, self.progressive.size(key.epoch))
+        image = self._arrange(transforms(self.read(key.index), rng))
+        return Sample(image, self.labels[key.index], key.index)
 
     def giving_pixels(self, transforms: Compose) -> ClassificationDataset:
         """Return a view of this data set whose images are the HWC pixels `transforms` give."""

@@ -14,6 +14,7 @@ import numpy as np
 from ppcls.data.datasets.base import ImageDataset, OnError, as_chw
 from ppcls.data.datasets.boxes import BoxTable, GroundTruth, without
 from ppcls.data.datasets.lists import PathTable
+from ppcls.data.sampler import SampleKey
 from ppcls.data.transforms import BoxCompose, DecodeImage, build_box_transforms
 from ppcls.data.transforms.boxes import PixelTransform
 from ppcls.utils.errors import ConfigError, DataError
@@ -126,7 +127,8 @@ class DetectionDataset(ImageDataset):
             return ""
         return "; is it turned by its EXIF data? DecodeImage with backend: pil leaves it unturned"
 
-    def make_sample(self, index: int, rng: np.random.Generator) -> DetectionSample:
+    def make_sample(self, key: SampleKey, rng: np.random.Generator) -> DetectionSample:
+        index = key.index
         height, width = self.sizes[index].tolist()
         image = self.decode(self.read(index), rng)
         if image.shape[:2] != (height, width):

@@ -8,6 +8,7 @@ antialiased.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, Literal
 
@@ -216,6 +217,12 @@ class RandCropImage:
         height, width = array.shape[:2]
         left, top, w, h = self.draw(width, height, self.scale, self.ratio, rng)
         return self.resize(array[top : top + h, left : left + w], self.size, rng)
+
+    def with_size(self, size: int) -> RandCropImage:
+        """Return the same transform, giving squares of this side."""
+        other = copy.copy(self)
+        other.size = width_height(size)
+        return other
 
 
 def _positive_range(
