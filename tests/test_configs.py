@@ -13,7 +13,7 @@ from ppcls.arch import build_model
 from ppcls.data.datasets import DATASETS
 from ppcls.data.loader import build_eval_loader, build_train_loader
 from ppcls.data.transforms import build_box_transforms, build_transforms
-from ppcls.engine.build import build_task
+from ppcls.engine.build import Session, build_task
 from ppcls.engine.config import load_recipe
 from ppcls.engine.detection import DetectionTask
 from ppcls.engine.precision import Precision
@@ -252,8 +252,7 @@ def test_recipes_start_with_a_comment_that_holds_their_command(path):
 def test_detection_recipes_build(path):
     """All but the data sets, whose own transforms are built from their lists."""
     recipe = load(path)
-    precision = Precision(recipe.AMP, "cpu")
-    task = build_task(recipe, precision)
+    task = build_task(Session(recipe, "cpu"), Precision(recipe.AMP, "cpu"))
     assert isinstance(task, DetectionTask)
     assert build_detection_metrics(recipe.Metric.Eval, "Metric.Eval")
     for phase in ("Train", "Eval"):
