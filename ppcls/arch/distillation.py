@@ -22,7 +22,7 @@ from typing import Any
 from ppcls.utils import schema
 from ppcls.utils.errors import ConfigError
 
-NAME = "DistillationModel"
+DISTILLATION_MODEL = "DistillationModel"
 _DEFAULT_CLASSES = 1000  # of every network of this project and of PaddleClas's zoo
 
 Section = dict[str, Any]
@@ -57,7 +57,7 @@ class Distillation:
         entries = [(self.student, dict(student))]
         entries.insert(self.place, (self.teacher, dict(self.network)))
         return {
-            "name": NAME,
+            "name": DISTILLATION_MODEL,
             "freeze_params_list": [name == self.teacher for name, _ in entries],
             "infer_model_name": self.student,
             "models": [{name: section} for name, section in entries],
@@ -76,8 +76,8 @@ class _Written:
     class_num: int | None = None
 
 
-def split(section: Mapping[str, Any]) -> tuple[Distillation, Section]:
-    """Return a distillation and the student's own section, of a section with the name NAME.
+def split_section(section: Mapping[str, Any]) -> tuple[Distillation, Section]:
+    """Part a section DistillationModel: the distillation, and the student's own section.
 
     Raises ConfigError unless exactly one of two models is frozen and both know the same classes.
     """

@@ -16,9 +16,8 @@ from typing import Any, Literal
 
 import yaml
 
-from ppcls.arch import distillation
 from ppcls.arch.detection.postprocess import PostProcessConfig as DetectionConfig
-from ppcls.arch.distillation import Distillation
+from ppcls.arch.distillation import DISTILLATION_MODEL, Distillation, split_section
 from ppcls.data.loader import DataLoaderConfig
 from ppcls.utils import config as config_file
 from ppcls.utils import schema
@@ -228,7 +227,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.distillation is not None and self.Global.task != "classification":
             raise ConfigError(
-                f"Global.task: expected classification with Arch.name: {distillation.NAME}, whose "
+                f"Global.task: expected classification with Arch.name: {DISTILLATION_MODEL}, whose "
                 f"losses compare logits of classes, got {self.Global.task}"
             )
         # A parameter whose first gradient comes after the first update makes Paddle fail.
@@ -256,8 +255,8 @@ class Recipe:
                 for key, value in values.items()
                 if key in fields
             }
-            if typed["Arch"].get("name") == distillation.NAME:
-                typed["distillation"], typed["Arch"] = distillation.split(typed["Arch"])
+            if typed["Arch"].get("name") == DISTILLATION_MODEL:
+                typed["distillation"], typed["Arch"] = split_section(typed["Arch"])
             return cls(source=source, **typed)
         except ConfigError as error:
             raise ConfigError(f"{error} ({source})") from error
@@ -265,7 +264,7 @@ class Recipe:
     @property
     def arch_name(self) -> Any:
         """`Arch.name` as it is written."""
-        return self.Arch.get("name") if self.distillation is None else distillation.NAME
+        return self.Arch.get("name") if self.distillation is None else DISTILLATION_MODEL
 
     @property
     def arch_where(self) -> str:

@@ -17,8 +17,8 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppcls.arch import build_model, distillation
-from ppcls.arch.distillation import Distillation
+from ppcls.arch import build_model
+from ppcls.arch.distillation import DISTILLATION_MODEL, Distillation
 from ppcls.arch.registry import canonical_name
 from ppcls.arch.weights import load_pretrained
 from ppcls.data.loader import Batch
@@ -147,7 +147,7 @@ def check_models(
             continue
         if config is None:
             raise ConfigError(
-                f"{where}: expected Arch.name: {distillation.NAME}, whose models it names, "
+                f"{where}: expected Arch.name: {DISTILLATION_MODEL}, whose models it names, "
                 "got a single network"
             )
         try:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from ppcls.arch.distillation import split
+from ppcls.arch.distillation import split_section
 from ppcls.engine.config import Recipe
 from ppcls.utils.errors import ConfigError
 
@@ -32,14 +32,14 @@ def models(teacher=None, student=None):
 
 
 def test_a_section_is_split_and_joined_again():
-    found, student = split(SECTION)
+    found, student = split_section(SECTION)
     assert (found.student, found.teacher) == ("Student", "Teacher")
     assert student == {"name": "HarDNet68_ds", "dropout": 0.1, "class_num": 10}
     teacher = {"name": "HarDNet85", "pretrained": "teacher.pdparams", "class_num": 10}
     assert found.network == teacher
     whole = found.joined(student)
     assert whole["freeze_params_list"] == [True, False]
-    assert split(whole) == (found, student)
+    assert split_section(whole) == (found, student)
 
 
 def test_the_frozen_one_is_the_teacher_whatever_its_place_and_name():
@@ -48,15 +48,15 @@ def test_the_frozen_one_is_the_teacher_whatever_its_place_and_name():
         freeze_params_list=[False, True],
         infer_model_name=None,
     )
-    found, student = split(section)
+    found, student = split_section(section)
     assert (found.student, found.teacher) == ("small", "large")
     assert student["name"] == "HarDNet39_ds" and found.where == "Arch.models[1].large"
-    assert split(found.joined(student)) == (found, student)
+    assert split_section(found.joined(student)) == (found, student)
 
 
 def test_pretrained_list_is_each_model_s_own():
     section = changed(pretrained_list=["a.pdparams", None], **models({"pretrained": False}))
-    found, student = split(section)
+    found, student = split_section(section)
     assert found.network["pretrained"] == "a.pdparams" and "pretrained" not in student
 
 
@@ -108,7 +108,7 @@ def test_a_recipe_is_about_the_student():
 )
 def test_mistakes(section, message):
     with pytest.raises(ConfigError, match=r"^Arch.*" + message):
-        split(section)
+        split_section(section)
 
 
 def test_a_detector_is_no_student():
