@@ -1,5 +1,6 @@
 """Every recipe of the repository parses and builds, and a typo in it is found and named."""
 
+import dataclasses
 import io
 import pickle
 import re
@@ -13,9 +14,10 @@ from ppcls.arch import build_model
 from ppcls.data.datasets import DATASETS
 from ppcls.data.loader import build_eval_loader, build_train_loader
 from ppcls.data.transforms import build_box_transforms, build_transforms
-from ppcls.engine.build import build_task
+from ppcls.engine.build import Session, build_task
 from ppcls.engine.config import load_recipe
 from ppcls.engine.detection import DetectionTask
+from ppcls.engine.distillation import check_models
 from ppcls.engine.precision import Precision
 from ppcls.loss import build_loss
 from ppcls.metric import build_metric
@@ -252,8 +254,7 @@ def test_recipes_start_with_a_comment_that_holds_their_command(path):
 def test_detection_recipes_build(path):
     """All but the data sets, whose own transforms are built from their lists."""
     recipe = load(path)
-    precision = Precision(recipe.AMP, "cpu")
-    task = build_task(recipe, precision)
+    task = build_task(Session(recipe, "cpu"), Precision(recipe.AMP, "cpu"))
     assert isinstance(task, DetectionTask)
     assert build_detection_metrics(recipe.Metric.Eval, "Metric.Eval")
     for phase in ("Train", "Eval"):
@@ -304,6 +305,23 @@ def test_imagenet_recipes_are_the_author_s(name):
     evaluation = recipe.DataLoader.Eval.dataset["transform_ops"]
     assert evaluation[1]["ResizeImage"]["backend"] == "pil"  # worth about a point of accuracy
     assert recipe.Infer.transforms[:-1] == evaluation
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("HarDNet68_ds_distill85", "HarDNet68_ds"),
+        ("HarDNet39_ds_digits_distill", "HarDNet39_ds_digits"),
+    ],
+)
+def test_a_distillation_is_the_student_s_recipe_with_a_teacher(name, plain):
+    found, own = load(FOLDER / f"{name}.yaml"), load(FOLDER / f"{plain}.yaml")
+    for phase in ("Train", "Eval"):
+        loss = build_loss(getattr(found.Loss, phase), f"Loss.{phase}")
+        metric = build_metric(getattr(found.Metric, phase), f"Metric.{phase}", found.class_num)
+        check_models(found.distillation, loss, metric, phase)
+    changed = dataclasses.replace(found, Loss=own.Loss, distillation=None, source=own.source)
+    assert changed == own
 
 
 TRAIN, EVAL = "DataLoader.Train", "DataLoader.Eval"

@@ -65,22 +65,23 @@ def create_model(name: str, **kwargs: Any) -> nn.Layer:
     return _build(name, kwargs, "create_model")
 
 
-def build_model(config: Mapping[str, Any]) -> nn.Layer:
+def build_model(config: Mapping[str, Any], where: str = "Arch") -> nn.Layer:
     """Build the network of a configuration `{"Arch": {"name": ..., "class_num": ...}, ...}`.
 
     Keys of `Arch` are the builder's arguments; `use_sync_bn: True` computes batch norm over all
-    processes. Raises ConfigError for an unknown name, key or value.
+    processes. Raises ConfigError for an unknown name, key or value. `where` is what errors call
+    the section.
     """
     section = config.get("Arch")
     if not isinstance(section, Mapping) or "name" not in section:
-        raise ConfigError(f"Arch: expected a mapping with a 'name', got {section!r}")
+        raise ConfigError(f"{where}: expected a mapping with a 'name', got {section!r}")
     params = {k: v for k, v in section.items() if k not in ("name", "use_sync_bn")}
-    use_sync_bn = schema.coerce(section.get("use_sync_bn", False), bool, "Arch.use_sync_bn")
-    model = _build(section["name"], params, "Arch")
-    return _synchronise(model) if use_sync_bn else model
+    use_sync_bn = schema.coerce(section.get("use_sync_bn", False), bool, f"{where}.use_sync_bn")
+    model = _build(section["name"], params, where)
+    return _synchronise(model, where) if use_sync_bn else model
 
 
-def _synchronise(model: nn.Layer) -> nn.Layer:
+def _synchronise(model: nn.Layer, where: str) -> nn.Layer:
     """Convert batch norm to synchronised batch norm; the state-dict keys stay.
 
     One process on a CPU keeps batch norm, which then is the same, and the log says so. Raises
@@ -90,8 +91,8 @@ def _synchronise(model: nn.Layer) -> nn.Layer:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if distributed.world_size() > 1:
         raise ConfigError(
-            "Arch.use_sync_bn: expected False for several processes on CPUs, where Paddle has no "
-            "synchronised batch norm, got True"
+            f"{where}.use_sync_bn: expected False for several processes on CPUs, where Paddle has "
+            "no synchronised batch norm, got True"
         )
-    logger.info("Arch.use_sync_bn: one process on a CPU, batch norm sees every image already")
+    logger.info("%s.use_sync_bn: one process on a CPU, batch norm sees every image already", where)
     return model

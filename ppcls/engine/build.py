@@ -30,6 +30,7 @@ from ppcls.engine.detection import (
     build_multibox,
     check_detector,
 )
+from ppcls.engine.distillation import DistillationTask, build_teacher, check_models
 from ppcls.engine.ema import ExponentialMovingAverage
 from ppcls.engine.evaluator import EvalResult, Evaluator
 from ppcls.engine.freezing import build_freezing
@@ -64,7 +65,7 @@ class Session:
     @property
     def folder(self) -> Path:
         """Where a run writes: OUTPUT_DIR/ARCH."""
-        name = str(self.recipe.Arch["name"])
+        name = str(self.recipe.arch_name)
         return Path(self.recipe.Global.output_dir) / (canonical_name(name) or name)
 
 
@@ -107,8 +108,9 @@ def build_network(session: Session, *, new_head: bool = False) -> nn.Layer:
     section = dict(recipe.Arch)
     # Our networks' own argument would take any class count, which an evaluation must not.
     pretrained = section.pop("pretrained", False) if arch else False
-    pretrained = schema.coerce(pretrained, bool | str | None, "Arch.pretrained")
-    model = build_model({"Arch": section})
+    where = recipe.arch_where
+    pretrained = schema.coerce(pretrained, bool | str | None, f"{where}.pretrained")
+    model = build_model({"Arch": section}, where)
     chosen = recipe.Global.pretrained_model or pretrained
     if chosen:
         load_pretrained(model, arch, chosen, new_head=new_head)
@@ -129,8 +131,9 @@ def make_fast(session: Session, model: nn.Layer) -> nn.Layer:
     return paddle.jit.to_static(model, input_spec=spec, full_graph=True)
 
 
-def build_task(recipe: Recipe, precision: Precision) -> Task:
-    """Build what a training step computes, with `Loss.Train` and `Metric.Train`."""
+def build_task(session: Session, precision: Precision) -> Task:
+    """Build what a training step computes, with `Loss.Train`, `Metric.Train` and a teacher."""
+    recipe = session.recipe
     shape = recipe.Global.image_shape
     if recipe.Global.task == "detection":
         loss, weight = build_multibox(recipe.Loss.Train, "Loss.Train")
@@ -140,7 +143,12 @@ def build_task(recipe: Recipe, precision: Precision) -> Task:
     metric = build_metric(recipe.Metric.Train, "Metric.Train", recipe.class_num)
     loss = build_loss(recipe.Loss.Train, "Loss.Train")
     check_mixing(recipe, loss)
-    return ClassificationTask(loss, metric, precision, shape)
+    check_models(recipe.distillation, loss, metric, "Train")
+    if recipe.distillation is None:
+        return ClassificationTask(loss, metric, precision, shape)
+    teacher = build_teacher(recipe.distillation, precision)
+    teacher = dataclasses.replace(teacher, network=make_fast(session, teacher.network))
+    return DistillationTask(loss, metric, precision, shape, teacher)
 
 
 def check_mixing(recipe: Recipe, loss: CombinedLoss) -> None:
@@ -167,6 +175,7 @@ def build_evaluator(
     loader = _loader(build_eval_loader, recipe, "Eval")
     loss = build_loss(recipe.Loss.Eval or [{"CELoss": {}}], "Loss.Eval")
     metric = build_metric(recipe.Metric.Eval, "Metric.Eval", recipe.class_num)
+    check_models(recipe.distillation, loss, metric, "Eval")
     return Evaluator(
         loader,
         loss,
@@ -228,7 +237,10 @@ def build_trainer(session: Session) -> Trainer:
     if recipe.Global.use_visualdl:
         check_visualdl()
     precision = Precision(recipe.AMP, session.device)
-    task = build_task(recipe, precision)
+    task = build_task(session, precision)
+    taught_by = task.teacher.digest if isinstance(task, DistillationTask) else None
+    if resumed is not None and taught_by is not None:
+        resume.check_same_teacher(resumed, taught_by)
     evaluator = _evaluator_of_training(session, precision)
     global_batch = resume.global_batch_size(recipe, resumed) if recipe.DataLoader.Train else None
     loader = _loader(build_train_loader, recipe, "Train", global_batch_size=global_batch)
@@ -236,6 +248,8 @@ def build_trainer(session: Session) -> Trainer:
     if isinstance(evaluator, DetectionEvaluator):
         _check_same_classes(loader, evaluator.loader)
     facts = resume.data_facts(loader)  # reads every sample's name: once
+    if taught_by is not None:
+        facts["teacher"] = taught_by
     if resumed is not None:
         resume.check_same_data(resumed, facts)
     model = build_network(session, new_head=True)

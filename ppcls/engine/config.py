@@ -17,6 +17,7 @@ from typing import Any, Literal
 import yaml
 
 from ppcls.arch.detection.postprocess import PostProcessConfig as DetectionConfig
+from ppcls.arch.distillation import DISTILLATION_MODEL, Distillation, split_section
 from ppcls.data.loader import DataLoaderConfig
 from ppcls.data.progressive import SMALLEST, ProgressiveConfig
 from ppcls.utils import config as config_file
@@ -222,7 +223,10 @@ class InferConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole recipe. `source` is the file it came from, for messages."""
+    """A whole recipe. `source` is the file it came from, for messages.
+
+    `Arch` is about the network that trains, is saved and used: of a distillation, the student.
+    """
 
     Global: GlobalConfig
     Arch: dict[str, Any]
@@ -234,9 +238,15 @@ class Recipe:
     Infer: InferConfig = field(default_factory=InferConfig)
     Metric: PhaseConfig = field(default_factory=PhaseConfig)
     EMA: EMAConfig | None = None
+    distillation: Distillation | None = None  # what `Arch.name: DistillationModel` adds
     source: str = ""
 
     def __post_init__(self) -> None:
+        if self.distillation is not None and self.Global.task != "classification":
+            raise ConfigError(
+                f"Global.task: expected classification with Arch.name: {DISTILLATION_MODEL}, whose "
+                f"losses compare logits of classes, got {self.Global.task}"
+            )
         # A parameter whose first gradient comes after the first update makes Paddle fail.
         if self.Distributed.find_unused_parameters and self.Optimizer.get("use_multi_tensor"):
             raise ConfigError(
@@ -278,20 +288,35 @@ class Recipe:
                 for key, value in values.items()
                 if key in fields
             }
+            if typed["Arch"].get("name") == DISTILLATION_MODEL:
+                typed["distillation"], typed["Arch"] = split_section(typed["Arch"])
             return cls(source=source, **typed)
         except ConfigError as error:
             raise ConfigError(f"{error} ({source})") from error
 
     @property
+    def arch_name(self) -> Any:
+        """`Arch.name` as it is written."""
+        return self.Arch.get("name") if self.distillation is None else DISTILLATION_MODEL
+
+    @property
+    def arch_where(self) -> str:
+        """Where what is in `Arch` is written, for messages."""
+        return "Arch" if self.distillation is None else self.distillation.student_where
+
+    @property
     def class_num(self) -> int:
         """Classes of the network; a detector counts the background too."""
         default = {"classification": 1000, "detection": 81}[self.Global.task]
-        return schema.coerce(self.Arch.get("class_num", default), int, "Arch.class_num")
+        where = f"{self.arch_where}.class_num"
+        return schema.coerce(self.Arch.get("class_num", default), int, where)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the recipe with every default filled in, as plain values a YAML file can hold."""
         mapping = dataclasses.asdict(self)
-        del mapping["source"]
+        if self.distillation is not None:
+            mapping["Arch"] = self.distillation.joined(mapping["Arch"])
+        del mapping["source"], mapping["distillation"]
         return _without_none(mapping)
 
     def to_yaml(self) -> str:

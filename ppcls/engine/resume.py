@@ -29,7 +29,8 @@ MAY_CHANGE = (
     *("Global.save_*", "Global.eval_*", "Global.start_eval_epoch", "Global.use_visualdl"),
     *("Global.on_nonfinite", "Global.max_nonfinite", "Global.check_ranks_interval"),
     *("Global.results_dir", "Global.test_*", "Distributed.*", "EMA.best_by"),
-    *("Arch.pretrained", "Infer.*", "DataLoader.Eval.*", "Metric.*", "Loss.Eval*"),
+    *("Arch.pretrained", "Arch.models.*.pretrained", "Infer.*", "DataLoader.Eval.*"),
+    *("Metric.*", "Loss.Eval*"),
     *("DataLoader.Train.loader.*", "DataLoader.Train.dataset.*_root"),
     *("DataLoader.Train.dataset.*_dir", "DataLoader.Train.dataset.*_path"),
 )
@@ -173,6 +174,19 @@ def check_same_data(checkpoint: Checkpoint, facts: Mapping[str, int | str]) -> N
                 f"DataLoader.Train.dataset: expected {words.format(saved[key])} of the run to go "
                 f"on with, found {facts.get(key, 'none')!s:.12}"
             )
+
+
+def check_same_teacher(checkpoint: Checkpoint, digest: str) -> None:
+    """Raise ConfigError when the teacher's weights, by their SHA-256, are not those of before.
+
+    Their file may have moved.
+    """
+    saved = checkpoint.states["data"].get("teacher")
+    if saved != digest:
+        raise ConfigError(
+            f"Arch.models: expected the teacher of the run to go on with (weights of SHA-256 "
+            f"{saved!s:.12}), found another ({digest:.12})"
+        )
 
 
 def without_pretrained(recipe: Recipe) -> Recipe:

@@ -88,11 +88,15 @@ class ClassificationTask:
         count = len(batch.indices)
         with self.precision.autocast():
             logits = logits_of(network, batch.images)
-        parts = self.loss(logits, batch.labels)
+        parts = self.losses(logits, batch)
         with paddle.no_grad():
             sums = {name: value.detach() * count for name, value in parts.items()}
             sums |= self.metric.sums(logits.detach(), batch.labels)
         return StepResult(sums, count, parts["loss"], count)
+
+    def losses(self, logits: paddle.Tensor, batch: Batch) -> dict[str, paddle.Tensor]:
+        """Return the scalars of `CombinedLoss` for a batch whose logits [n, C] are these."""
+        return self.loss(logits, batch.labels)
 
     def forward_nothing(self, network: nn.Layer, parameters: Sequence) -> StepResult:
         with self.precision.autocast():

@@ -3,6 +3,12 @@
 from ppcls.loss.bceloss import BCELoss
 from ppcls.loss.celoss import CELoss, MixCELoss
 from ppcls.loss.combined import LOSSES, CombinedLoss, build_loss
+from ppcls.loss.distillation import (
+    DistillationCELoss,
+    DistillationDMLLoss,
+    DistillationGTCELoss,
+    DistillationKLDivLoss,
+)
 from ppcls.loss.multibox import MultiBoxLoss
 
 __all__ = [
@@ -10,6 +16,10 @@ __all__ = [
     "BCELoss",
     "CELoss",
     "CombinedLoss",
+    "DistillationCELoss",
+    "DistillationDMLLoss",
+    "DistillationGTCELoss",
+    "DistillationKLDivLoss",
     "MixCELoss",
     "MultiBoxLoss",
     "build_loss",

@@ -13,7 +13,8 @@ from ppcls.utils.registry import Registry
 
 # Name to `nn.Layer` class. `forward(logits, label)` returns a scalar, and the attribute `reduction`
 # says whether that is the "mean" or the "sum" over the samples. The labels of mixed images, [N, C]
-# floating, go to a loss with the attribute `takes_soft_labels = True` only.
+# floating, go to a loss with the attribute `takes_soft_labels = True` only. A loss with
+# `needs_teacher = True` gets a teacher's logits in place of labels.
 LOSSES: Registry = Registry("loss")
 
 
@@ -39,14 +40,25 @@ class CombinedLoss(nn.Layer):
             if not getattr(layer, "takes_soft_labels", False)
         ]
 
-    def forward(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
+    def with_teacher(self) -> list[str]:
+        """Names of the losses that compare with a teacher."""
+        return [
+            name
+            for name, layer in zip(self.names, self.losses, strict=True)
+            if _needs_teacher(layer)
+        ]
+
+    def forward(
+        self, logits: Tensor, label: Tensor, taught: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return one weighted scalar per loss, in the order of the config, then their sum "loss".
 
         logits: [N, C]. label: whatever the losses take, for CELoss [N] or [N, 1] integer or [N, C].
+        taught: [N, C], a teacher's logits, for the losses `with_teacher`.
         """
         return _with_total(
             {
-                name: layer(logits, label) * weight
+                name: layer(logits, taught if _needs_teacher(layer) else label) * weight
                 for name, layer, weight in zip(self.names, self.losses, self.weights, strict=True)
             }
         )
@@ -64,6 +76,10 @@ class CombinedLoss(nn.Layer):
                 for name, layer in zip(self.names, self.losses, strict=True)
             }
         )
+
+
+def _needs_teacher(layer: nn.Layer) -> bool:
+    return getattr(layer, "needs_teacher", False)
 
 
 def _with_total(entries: dict[str, Tensor]) -> dict[str, Tensor]:

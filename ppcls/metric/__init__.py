@@ -5,6 +5,6 @@ Nothing here imports Paddle before it computes.
 """
 
 from ppcls.metric.group import METRICS, MetricGroup, build_metric
-from ppcls.metric.topk import TopkAcc
+from ppcls.metric.topk import DistillationTopkAcc, TopkAcc
 
-__all__ = ["METRICS", "MetricGroup", "TopkAcc", "build_metric"]
+__all__ = ["METRICS", "DistillationTopkAcc", "MetricGroup", "TopkAcc", "build_metric"]

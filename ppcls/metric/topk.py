@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ppcls.metric.group import METRICS
 
@@ -42,6 +42,32 @@ class TopkAcc:
         with paddle.no_grad():
             rank = _rank(logits, label)
         return {f"top{k}": (rank < k).astype("int64").sum() for k in self.topk}
+
+
+@METRICS.register()
+class DistillationTopkAcc(TopkAcc):
+    """TopkAcc as PaddleClas's recipes of distillations write it.
+
+    model_key: the student's name in `Arch.models`; the teacher is not measured. feature_key: which
+    output counts; there is one.
+    """
+
+    def __init__(
+        self,
+        model_key: str,
+        topk: int | tuple[int, ...] = (1, 5),
+        feature_key: Literal["logits"] | None = None,
+        class_num: int | None = None,
+    ) -> None:
+        super().__init__(topk, class_num)
+        self.model_key = model_key
+
+    def check_models(self, student: str, teacher: str) -> None:
+        """Raise ValueError unless the model is the student."""
+        if self.model_key != student:
+            raise ValueError(
+                f"model_key: expected {student!r}, the model that learns, got {self.model_key!r}"
+            )
 
 
 def _rank(logits: Tensor, label: Tensor) -> Tensor:

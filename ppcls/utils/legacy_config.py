@@ -47,12 +47,16 @@ _DROPPED = {
     "last_epoch": "a checkpoint knows its epoch",
     "mode": "the tool decides",
     "load_static_weights": "only dynamic-graph weights exist",
-    "use_mix": "off",
-    "use_distillation": "off",
 }
 _SPECIAL = ("ARCHITECTURE", "LEARNING_RATE", "OPTIMIZER", "TRAIN", "VALID", "topk", "ls_epsilon")
-_KEYS = {*_MOVED, *_DROPPED, *_SPECIAL, "use_gpu"}
+_SWITCHES = ("use_mix", "use_distillation")
+_KEYS = {*_MOVED, *_DROPPED, *_SPECIAL, *_SWITCHES, "use_gpu"}
 _MARKS = {"ARCHITECTURE", "LEARNING_RATE", "OPTIMIZER", "TRAIN", "VALID", "classes_num"}
+
+# What joins the names of teacher and student in ARCHITECTURE.name, and their names today.
+_DISTILL = "_distill_"
+_TEACHER, _STUDENT = "Teacher", "Student"
+_MIX_ALPHA = 0.2  # of both operators, when they do not say
 
 _IMAGENET_CLASSES = 1000
 _IMAGENET_NAMES = "ppcls/utils/imagenet1k_label_list.txt"
@@ -93,6 +97,9 @@ class _Translation:
             return default
         return schema.coerce(self.old[key], annotation, f"{self.where}: {key}")
 
+    def is_on(self, switch: str) -> bool:
+        return self.take(switch, bool, False)
+
     def part(self, section: Mapping, path: str) -> dict[str, Any]:
         """Return the mapping under the last key of `path`; an absent or empty one is {}."""
         value = section.get(path.rpartition(".")[2])
@@ -105,15 +112,15 @@ class _Translation:
 def translate(old: Mapping, where: str, world_size: int = 1) -> tuple[dict[str, Any], list[str]]:
     """Return a release/2.0 mapping in the schema of 2.6, and the lines that tell how.
 
-    Raises ConfigError for an unknown key, for `load_static_weights: True`, and for a batch size
-    that `world_size` processes cannot share evenly.
+    Raises ConfigError for an unknown key, for `load_static_weights: True`, for mixing or distilling
+    that has no counterpart, and for a batch size that `world_size` processes cannot share evenly.
     """
     job = _Translation(old, where, world_size)
     schema.check_keys(job.old, _KEYS, where)
     steps: tuple[Callable[[_Translation], None], ...] = (
         _check_switches,
         _move,
-        _architecture,
+        _networks,
         _loss_and_metric,
         _learning_rate,
         _optimizer,
@@ -131,14 +138,15 @@ def _check_switches(job: _Translation) -> None:
             "load_static_weights: expected False (weights of static-graph Paddle 1.x are not "
             "readable), got True"
         )
-    for key in ("use_mix", "use_distillation"):
-        if job.take(key, bool, False):
-            raise job.error(f"{key}: expected False (not available in this version), got True")
+    for key in _SWITCHES:
+        if key in job.old and not job.is_on(key):
+            job.note(key, "off")
 
 
 def _move(job: _Translation) -> None:
+    of_two = {"pretrained_model"} if job.is_on("use_distillation") else set()
     for key, target in _MOVED.items():
-        if key in job.old:
+        if key in job.old and key not in of_two:
             # An empty text is how the old schema says "none".
             job.put(key, target, None if job.old[key] == "" else job.old[key])
     for key, reason in _DROPPED.items():
@@ -149,20 +157,72 @@ def _move(job: _Translation) -> None:
         job.put("use_gpu", "Global.device", device)
 
 
-def _architecture(job: _Translation) -> None:
+def _networks(job: _Translation) -> None:
     section = job.take("ARCHITECTURE", dict, {})
     if "name" not in section:
         raise job.error("ARCHITECTURE: missing key 'name'")
     schema.check_keys(section, ("name", "params"), f"{job.where}: ARCHITECTURE")
+    params = job.part(section, "ARCHITECTURE.params")
+    if job.is_on("use_distillation"):
+        _teacher_and_student(job, section["name"], params)
+        return
     job.put("ARCHITECTURE.name", "Arch.name", section["name"])
-    for key, value in job.part(section, "ARCHITECTURE.params").items():
+    for key, value in params.items():
         job.put(f"ARCHITECTURE.params.{key}", f"Arch.{key}", value)
+
+
+def _teacher_and_student(job: _Translation, name: Any, params: dict[str, Any]) -> None:
+    """`A_distill_B`: A, whose parameters are frozen, teaches B; both take all of `params`."""
+    names = name.split(_DISTILL) if isinstance(name, str) else []
+    if len(names) != 2 or not all(names):
+        raise job.error(
+            f"ARCHITECTURE.name: expected 'TEACHER{_DISTILL}STUDENT' with use_distillation: True, "
+            f"got {name!r}"
+        )
+    where = "ARCHITECTURE.params.freeze_teacher"
+    if not schema.coerce(params.get("freeze_teacher", True), bool, f"{job.where}: {where}"):
+        raise job.error(f"{where}: expected True (a teacher does not train here), got False")
+    shared = {key: value for key, value in params.items() if key != "freeze_teacher"}
+    models = [{"name": own, **copy.deepcopy(shared)} for own in names]
+    for model, weights in zip(models, _weights_of_two(job), strict=True):
+        if weights:
+            model["pretrained"] = weights
+    job.put("use_distillation", "Arch.name", "DistillationModel")
+    job.put("use_distillation", "Arch.freeze_params_list", [True, False])
+    job.put("use_distillation", "Arch.infer_model_name", _STUDENT)
+    entries = [{key: model} for key, model in zip((_TEACHER, _STUDENT), models, strict=True)]
+    job.put("ARCHITECTURE, pretrained_model", "Arch.models", entries)
+
+
+def _weights_of_two(job: _Translation) -> list[str | None]:
+    """`pretrained_model`: the teacher's weights, or a list of both networks'."""
+    found = job.take("pretrained_model", str | list[str] | None, None) or []
+    weights = [found] if isinstance(found, str) else list(found)
+    if len(weights) > 2:
+        raise job.error(
+            f"pretrained_model: expected weights of a teacher and a student, got {weights}"
+        )
+    return [*weights, None, None][:2]
 
 
 def _loss_and_metric(job: _Translation) -> None:
     epsilon = job.take("ls_epsilon", float, -1.0)
     train: dict[str, Any] = {"weight": 1.0} | ({"epsilon": epsilon} if epsilon > 0 else {})
-    job.put("ls_epsilon", "Loss.Train", [{"CELoss": train}])
+    if job.is_on("use_distillation"):
+        # Its JSDivLoss: both divergences halved, without the 1e-10 that kept its logarithms finite.
+        pairs = {"model_name_pairs": [[_STUDENT, _TEACHER]]}
+        job.put(
+            "use_distillation", "Loss.Train", [{"DistillationDMLLoss": {"weight": 1.0, **pairs}}]
+        )
+        job.lines.append("use_distillation: Loss.Eval is the student's alone, there the same loss")
+        if "ls_epsilon" in job.old:
+            job.note("ls_epsilon", "release/2.0 distils without labels")
+        if job.is_on("use_mix"):
+            job.lines.append("use_mix: both networks see the mixed images, no loss their labels")
+    elif job.is_on("use_mix"):
+        job.put("use_mix", "Loss.Train", [{"MixCELoss": train}])
+    else:
+        job.put("ls_epsilon", "Loss.Train", [{"CELoss": train}])
     job.put("ls_epsilon", "Loss.Eval", [{"CELoss": {"weight": 1.0}}])
     topk = job.take("topk", int, 5)
     for part in ("Train", "Eval"):
@@ -247,8 +307,6 @@ def _loader(job: _Translation, old_name: str, new_name: str) -> None:
     for key in ("batch_size", "file_list", "data_dir", "transforms"):
         if key not in section:
             raise job.error(f"{old_name}: missing key {key!r}")
-    if section.get("mix"):
-        raise job.error(f"{old_name}.mix: expected none (not available in this version)")
     target = f"DataLoader.{new_name}"
     job.put(f"{old_name}.data_dir", f"{target}.dataset.name", "ImageNetDataset")
     job.put(f"{old_name}.data_dir", f"{target}.dataset.image_root", section["data_dir"])
@@ -257,6 +315,10 @@ def _loader(job: _Translation, old_name: str, new_name: str) -> None:
     transforms = _transforms(schema.coerce(section["transforms"], list, where))
     job.put(f"{old_name}.transforms", f"{target}.dataset.transform_ops", transforms)
     is_train = new_name == "Train"
+    if is_train:
+        _mixing(job, section)
+    elif section.get("mix"):
+        raise job.error(f"{old_name}.mix: expected none in evaluation, got {section['mix']!r}")
     sampler = {
         "name": "DistributedBatchSampler",
         "batch_size": _per_process(job, f"{old_name}.batch_size", section["batch_size"]),
@@ -272,6 +334,26 @@ def _loader(job: _Translation, old_name: str, new_name: str) -> None:
             job.put("TRAIN.shuffle_seed", "Global.seed", section["shuffle_seed"])
         else:
             job.note(f"{old_name}.shuffle_seed", "evaluation keeps the list's order")
+
+
+def _mixing(job: _Translation, section: Mapping) -> None:
+    """`TRAIN.mix`, which acts only with `use_mix: True`."""
+    entries = schema.coerce(section.get("mix") or [], list, f"{job.where}: TRAIN.mix")
+    if not job.is_on("use_mix"):
+        if entries:
+            job.note("TRAIN.mix", "it acts only with use_mix: True, there too")
+        return
+    if len(entries) != 1:
+        raise job.error(
+            f"TRAIN.mix: expected one operator with use_mix: True, got {entries or 'none'}"
+        )
+    name, params = schema.split_entry(entries[0], f"{job.where}: TRAIN.mix[0]")
+    if name not in ("MixupOperator", "CutmixOperator"):
+        raise job.error(f"TRAIN.mix[0]: expected MixupOperator or CutmixOperator, got {name!r}")
+    params = schema.coerce(params, dict, f"{job.where}: TRAIN.mix[0].{name}")
+    key = "DataLoader.Train.dataset.batch_transform_ops"
+    job.put("TRAIN.mix", key, [{name: {"alpha": _MIX_ALPHA, **params}}])
+    job.lines.append("TRAIN.mix: each image has its own draw here, there a batch shares one")
 
 
 def _per_process(job: _Translation, key: str, total: Any) -> int:

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ppcls.data.batch_ops import build_batch_op
 from ppcls.engine.config import Recipe, load_recipe
+from ppcls.engine.distillation import check_models
+from ppcls.loss import build_loss
+from ppcls.metric import build_metric
 from ppcls.utils import legacy_config
 from ppcls.utils.errors import ConfigError
 
@@ -380,6 +384,92 @@ def test_a_batch_size_nobody_can_share(tmp_path, size, world_size):
         translated(tmp_path, lambda old: old["TRAIN"].update(batch_size=size), world_size)
 
 
+# ---------------------------------------------------------------- mixing and distilling
+
+# As release/2.0 names its networks of two; it has none of HarDNets, whose names fit all the same.
+DISTILL = ("use_distillation=True", "ARCHITECTURE.name=HarDNet85_distill_HarDNet68_ds")
+MIX = ("use_mix=True", "TRAIN.mix=[MixupOperator]")
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"MixupOperator": {"alpha": 0.4}}, {"MixupOperator": {"alpha": 0.4}}),
+        ({"CutmixOperator": None}, {"CutmixOperator": {"alpha": 0.2}}),  # its default, not today's
+    ],
+)
+def test_mixed_images(tmp_path, entry, expected):
+    path = edited(
+        tmp_path, lambda old: (old.update(use_mix=True), old["TRAIN"].update(mix=[entry]))
+    )
+    recipe, lines = load_recipe(path)
+    assert recipe.DataLoader.Train.dataset["batch_transform_ops"] == [expected]
+    assert recipe.Loss.Train == [{"MixCELoss": {"weight": 1.0, "epsilon": 0.1}}]
+    assert recipe.Loss.Eval == [{"CELoss": {"weight": 1.0}}]
+    assert f"TRAIN.mix -> DataLoader.Train.dataset.batch_transform_ops: {[expected]}" in lines
+    assert any(line.startswith("use_mix -> Loss.Train") for line in lines)
+    build_batch_op([expected], "D")
+
+
+def test_a_mix_that_is_off_is_told(old_file):
+    recipe, lines = load_recipe(old_file, ["TRAIN.mix=[MixupOperator]"])
+    assert "batch_transform_ops" not in recipe.DataLoader.Train.dataset
+    assert "TRAIN.mix: dropped (it acts only with use_mix: True, there too)" in lines
+    assert "use_mix: dropped (off)" in lines and "use_distillation: dropped (off)" in lines
+
+
+def test_a_teacher_and_its_student(old_file):
+    """Release/2.0 learns from the teacher alone: ls_epsilon has nothing to smooth."""
+    overrides = [*DISTILL, "ARCHITECTURE.params.dropout=0.2"]
+    overrides += ["pretrained_model=[t/ppcls, s/ppcls]"]
+    recipe, lines = load_recipe(old_file, overrides)
+    section = recipe.to_mapping()["Arch"]
+    common = {"dropout": 0.2, "class_num": 1000}
+    assert section == {
+        "name": "DistillationModel",
+        "freeze_params_list": [True, False],
+        "infer_model_name": "Student",
+        "models": [
+            {"Teacher": {"name": "HarDNet85", "pretrained": "t/ppcls", **common}},
+            {"Student": {"name": "HarDNet68_ds", "pretrained": "s/ppcls", **common}},
+        ],
+    }
+    assert recipe.Arch["name"] == "HarDNet68_ds" and recipe.Global.pretrained_model is None
+    pairs = {"model_name_pairs": [["Student", "Teacher"]]}
+    assert recipe.Loss.Train == [{"DistillationDMLLoss": {"weight": 1.0, **pairs}}]
+    assert recipe.Loss.Eval == [{"CELoss": {"weight": 1.0}}]
+    loss = build_loss(recipe.Loss.Train, "Loss.Train")
+    metric = build_metric(recipe.Metric.Train, "Metric.Train", 1000)
+    check_models(recipe.distillation, loss, metric, "Train")
+    assert "ls_epsilon: dropped (release/2.0 distils without labels)" in lines
+    assert "use_distillation -> Arch.name: 'DistillationModel'" in lines
+    assert any(
+        line.startswith("ARCHITECTURE, pretrained_model -> Arch.models: [{") for line in lines
+    )
+
+
+@pytest.mark.parametrize("weights", ["t/ppcls", "[t/ppcls]"])
+def test_weights_of_the_teacher_alone(old_file, weights):
+    recipe, _ = load_recipe(old_file, [*DISTILL, f"pretrained_model={weights}"])
+    assert recipe.distillation.network["pretrained"] == "t/ppcls"
+    assert "pretrained" not in recipe.Arch
+
+
+def test_distilling_on_mixed_images(old_file):
+    recipe, lines = load_recipe(old_file, [*DISTILL, *MIX])
+    assert list(recipe.Loss.Train[0]) == ["DistillationDMLLoss"]
+    mixing = recipe.DataLoader.Train.dataset["batch_transform_ops"]
+    assert mixing == [{"MixupOperator": {"alpha": 0.2}}]
+    assert any(line.startswith("use_mix: both networks see the mixed images") for line in lines)
+
+
+def test_evaluating_a_student(old_file):
+    """Today's key names the student's weights, as with any recipe."""
+    recipe, _ = load_recipe(old_file, [*DISTILL, "Global.pretrained_model=s.pdparams"])
+    assert recipe.Global.pretrained_model == "s.pdparams"
+    assert "pretrained" not in recipe.distillation.network
+
+
 # ---------------------------------------------------------------- overrides
 
 
@@ -417,12 +507,31 @@ def test_today_s_key_wins_over_the_old_one(old_file):
     ("overrides", "match"),
     [
         (["load_static_weights=True"], "load_static_weights: expected False .*got True"),
-        (["use_mix=True"], "use_mix: expected False .*not available.*got True"),
-        (["use_distillation=True"], "use_distillation: expected False"),
+        (["use_mix=True"], r"TRAIN\.mix: expected one operator with use_mix: True, got none"),
+        (["use_mix=1"], "use_mix: expected true or false, got 1"),
+        (["use_mix=True", "TRAIN.mix=[FmixOperator]"], r"TRAIN\.mix\[0\]: expected Mixup.*'FmixOp"),
+        (
+            ["use_mix=True", "TRAIN.mix=[MixupOperator, CutmixOperator]"],
+            r"TRAIN\.mix: expected one operator .*got \['MixupOperator', 'CutmixOperator'\]",
+        ),
+        (["use_mix=True", "TRAIN.mix=mixup"], r"TRAIN\.mix: expected a list, got 'mixup'"),
+        (["VALID.mix=[MixupOperator]"], r"VALID\.mix: expected none in evaluation"),
+        (
+            ["use_distillation=True"],
+            r"ARCHITECTURE\.name: expected 'TEACHER_distill_STUDENT' with use_distillation: True, "
+            "got 'HarDNet68'",
+        ),
+        (["use_distillation=True", "ARCHITECTURE.name=_distill_HarDNet68"], "got '_distill_HarDNe"),
+        (
+            [*DISTILL, "ARCHITECTURE.params.freeze_teacher=False"],
+            r"ARCHITECTURE\.params\.freeze_teacher: expected True .*got False",
+        ),
+        ([*DISTILL, "pretrained_model=[a, b, c]"], "pretrained_model: expected weights of a teach"),
+        (["pretrained_model=[a, b]"], r"pretrained_model: expected text, got \['a', 'b'\]"),
         (["epoch=1"], r"old\.yaml: unknown key 'epoch'; did you mean 'epochs'\?"),
         (["TRAIN.batchsize=1"], r"TRAIN: unknown key 'batchsize'; did you mean 'batch_size'\?"),
         (["TRAIN.batch_size=many"], r"TRAIN\.batch_size: expected an integer, got 'many'"),
-        (["TRAIN.mix=[1]"], r"TRAIN\.mix: expected none"),
+        (["TRAIN.mix=1"], r"TRAIN\.mix: expected a list, got 1"),
         (["LEARNING_RATE.function=Cosin"], "unknown schedule 'Cosin'; known: Cosine"),
         (["LEARNING_RATE.fun=1"], r"LEARNING_RATE: unknown key 'fun'"),
         (["OPTIMIZER.regulariser=1"], r"OPTIMIZER: unknown key 'regulariser'; did you mean"),
