@@ -16,6 +16,7 @@ from ppcls.data.transforms import build_box_transforms, build_transforms
 from ppcls.engine.build import build_task
 from ppcls.engine.config import load_recipe
 from ppcls.engine.detection import DetectionTask
+from ppcls.engine.parts import parameters_by_part
 from ppcls.engine.precision import Precision
 from ppcls.loss import build_loss
 from ppcls.metric import build_metric
@@ -173,7 +174,12 @@ def data(tmp_path):
     files = {
         "ImageNetDataset": {"image_root": tmp_path, "cls_label_path": tmp_path / "list.txt"},
         "Cifar100": {"data_file": tmp_path / "cifar.tar.gz"},
+        "ImageFolderDataset": {"image_root": tmp_path / "folder"},
     }
+    for name in range(5):
+        (tmp_path / "folder" / f"class{name}").mkdir(parents=True)
+        for number in range(2):  # opened by nobody here
+            (tmp_path / "folder" / f"class{name}" / f"{number}.png").touch()
 
     def overrides(path):
         sections = load(path).DataLoader
@@ -215,8 +221,9 @@ def build_all(recipe):
     epochs = recipe.Global.epochs
     lr = recipe.Optimizer["lr"]
     schedule = build_schedule(lr, "Optimizer.lr", epochs=epochs, steps_per_epoch=2)
-    model = build_model({"Arch": recipe.Arch})
-    build_optimizer(recipe.Optimizer, "Optimizer", schedule=schedule, model=model)
+    model = build_model({"Arch": {k: v for k, v in recipe.Arch.items() if k != "pretrained"}})
+    parts = parameters_by_part(model)
+    build_optimizer(recipe.Optimizer, "Optimizer", schedule=schedule, model=model, parts=parts)
     return model, train, evaluation
 
 
