@@ -1,7 +1,8 @@
 """A folder of own images, `Global.data_dir`: what a recipe needs to know of it.
 
-The folder holds `train` and `val`, each with a folder per class, or just a folder per class; a
-share of each class is then held out (`Global.val_fraction`, see `folder.held_out`).
+The folder holds `train` and `val` (or `valid`, `validation`), each with a folder per class, or just
+a folder per class; a share of each class is then held out (`Global.val_fraction`, see
+`folder.held_out`).
 
     recipe with Global.data_dir --with_own_images--> recipe that names folders, classes and parts
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ppcls.data.datasets.folder import class_folders, held_out, images_by_class, shown
+from ppcls.data.loader import DataLoaderConfig
 from ppcls.engine.config import LoaderSections, Recipe
 from ppcls.utils.errors import ConfigError, DataError
 
@@ -26,6 +28,7 @@ logger = logging.getLogger("ppcls")
 
 _KEY = "Global.data_dir"
 _FOLDERS = "ImageFolderDataset"
+_VAL = ("val", "valid", "validation")
 # What stays of a `dataset` section; the rest says where its images and labels are.
 _KEPT = ("transform_ops", "batch_transform_ops", "on_error")
 
@@ -91,15 +94,18 @@ def _check_images_are_named(recipe: Recipe) -> None:
 def find_images(folder: str) -> OwnImages:
     """Find out how a folder is laid out, and check that each class has images.
 
-    `train` and `val` are such folders if they hold folders, else classes. Raises DataError.
+    `train` and `val` are such halves if they hold folders, else classes. Raises DataError.
     """
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"{_KEY}: expected a folder, got {folder!r}")
-    has = {half: _holds_folders(root / half) for half in ("train", "val")}
-    if has["val"] and not has["train"]:
-        raise DataError(f"{root}: expected a folder 'train' with classes beside 'val', found none")
-    train = root / "train" if has["train"] else root
+    val = next((root / name for name in _VAL if (root / name).is_dir()), None)
+    has_train = _holds_folders(root / "train")
+    if val is not None and not has_train and _holds_folders(val):
+        raise DataError(
+            f"{root}: expected a folder 'train' with classes beside {val.name!r}, found none"
+        )
+    train = root / "train" if has_train else root
     names = list(images_by_class(train))
     if len(names) < 2:
         raise DataError(
@@ -107,13 +113,13 @@ def find_images(folder: str) -> OwnImages:
         )
     for name in names:
         _check_text(train, name)
-    if not (has["train"] and (root / "val").is_dir()):
+    if val is None or not has_train:
         return OwnImages(train, None, names)
-    counts = {name: len(paths) for name, paths in images_by_class(root / "val", names).items()}
+    counts = {name: len(paths) for name, paths in images_by_class(val, names).items()}
     lacking = [name for name, count in counts.items() if not count]
     if lacking:
-        logger.warning("%s: no images of the classes %s", root / "val", shown(lacking))
-    return OwnImages(train, root / "val", names)
+        logger.warning("%s: no images of the classes %s", val, shown(lacking))
+    return OwnImages(train, val, names)
 
 
 def _holds_folders(folder: Path) -> bool:
@@ -126,7 +132,9 @@ def _check_text(folder: Path, name: str) -> None:
         raise DataError(f"{folder}: expected folder names in UTF-8, got {os.fsencode(name)!r}")
 
 
-def _with_dataset(section: Any, found: OwnImages, recipe: Recipe, part: str) -> Any:
+def _with_dataset(
+    section: DataLoaderConfig | None, found: OwnImages, recipe: Recipe, part: str
+) -> DataLoaderConfig | None:
     """A `DataLoader` section whose data set is that half of the images."""
     if section is None:
         return None

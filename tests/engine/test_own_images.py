@@ -3,10 +3,12 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from ppcls.engine.build import _check_same_classes
 from ppcls.engine.classify import class_names
 from ppcls.engine.config import Recipe, load_recipe
 from ppcls.engine.own_images import find_images, with_own_images
@@ -76,6 +78,25 @@ def test_train_and_val_are_taken_as_they_are(tmp_path, caplog):
     assert sections.Eval.dataset["class_names"] == ["1", "cat", "no"]
     assert f"{tmp_path}/val: no images of the classes '1'" in caplog.text
     assert f"images: 6 to train with and 2 in {tmp_path}/val" in caplog.text
+
+
+def test_valid_is_another_word_for_val(tmp_path):
+    fill(tmp_path / "train", *CLASSES)
+    fill(tmp_path / "valid", *CLASSES)
+    assert find_images(str(tmp_path)).val == tmp_path / "valid"
+
+
+def test_labels_mean_the_same_in_training_and_evaluation():
+    def loader(names):
+        return SimpleNamespace(dataset=SimpleNamespace(class_names=names))
+
+    cats = ["ant", "cat", "dog"]
+    for train, evaluation in ((cats, cats), (None, cats), (cats, None)):
+        _check_same_classes(loader(train), loader(evaluation))
+    for names, message in ((["cat", "dog"], "label 0 to be 'cat' instead of 'ant'"),
+                           (["ant", "cat"], "label 2 to be None instead of 'dog'")):  # fmt: skip
+        with pytest.raises(DataError, match=f"in the same order, found {message}"):
+            _check_same_classes(loader(cats), loader(names))
 
 
 def test_train_and_val_may_be_classes(tmp_path):
