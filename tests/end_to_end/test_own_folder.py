@@ -79,9 +79,19 @@ def test_classes_keep_their_names(started, trained_on, monkeypatch):
     assert infer.main([*own(run), *argv]) == 0
     (result,) = json.loads((started / "infer.json").read_text())["images"]
     assert result["label_names"] == [list(CLASSES)[i] for i in result["class_ids"]]
+    monkeypatch.setattr(exporting, "fuse", lambda network, _: network)  # half of the test's time
     session = build.open_session(own(run)[1], own(run)[3:], "")
     plan = exporting.classifier_plan(session, exporting.GraphOptions())
     assert plan.manifest.class_names == list(CLASSES) and plan.manifest.topk == 3
+
+
+def test_a_run_goes_on_where_its_pictures_have_moved(started, trained_on, monkeypatch):
+    """Names and labels of the samples are the same: so is the draw of those held out."""
+    monkeypatch.chdir(started)
+    first = ("-c", RECIPE, "-o", "Global.data_dir=moved", *QUICK)
+    assert train.main([*first, "Global.auto_resume=True"]) == 0
+    log = (trained_on / "train.log").read_text()
+    assert "going on after epoch 1" in log and "nothing is left to do" in log
 
 
 @pytest.mark.slow
