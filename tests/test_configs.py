@@ -18,6 +18,7 @@ from ppcls.engine.build import Session, build_task
 from ppcls.engine.config import load_recipe
 from ppcls.engine.detection import DetectionTask
 from ppcls.engine.distillation import check_models
+from ppcls.engine.parts import parameters_by_part
 from ppcls.engine.precision import Precision
 from ppcls.loss import build_loss
 from ppcls.metric import build_metric
@@ -175,7 +176,12 @@ def data(tmp_path):
     files = {
         "ImageNetDataset": {"image_root": tmp_path, "cls_label_path": tmp_path / "list.txt"},
         "Cifar100": {"data_file": tmp_path / "cifar.tar.gz"},
+        "ImageFolderDataset": {"image_root": tmp_path / "folder"},
     }
+    for name in range(5):
+        (tmp_path / "folder" / f"class{name}").mkdir(parents=True)
+        for number in range(2):  # opened by nobody here
+            (tmp_path / "folder" / f"class{name}" / f"{number}.png").touch()
 
     def overrides(path):
         sections = load(path).DataLoader
@@ -217,8 +223,9 @@ def build_all(recipe):
     epochs = recipe.Global.epochs
     lr = recipe.Optimizer["lr"]
     schedule = build_schedule(lr, "Optimizer.lr", epochs=epochs, steps_per_epoch=2)
-    model = build_model({"Arch": recipe.Arch})
-    build_optimizer(recipe.Optimizer, "Optimizer", schedule=schedule, model=model)
+    model = build_model({"Arch": {k: v for k, v in recipe.Arch.items() if k != "pretrained"}})
+    parts = parameters_by_part(model)
+    build_optimizer(recipe.Optimizer, "Optimizer", schedule=schedule, model=model, parts=parts)
     return model, train, evaluation
 
 
@@ -233,6 +240,7 @@ def test_recipes_build(path, data):
     assert type(model).__name__ == "HarDNet"
     assert len(train.dataset) == len(evaluation.dataset) == 10
     assert recipe.Global.device == "auto"
+    build_task(recipe, Precision(recipe.AMP, "cpu"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -322,6 +330,34 @@ def test_a_distillation_is_the_student_s_recipe_with_a_teacher(name, plain):
         check_models(found.distillation, loss, metric, phase)
     changed = dataclasses.replace(found, Loss=own.Loss, distillation=None, source=own.source)
     assert changed == own
+
+
+def test_a2_is_the_paper_s():
+    """Wightman et al., arXiv 2110.00476, table 2; warm-up and end of the schedule are timm's."""
+    recipe = load_recipe(FOLDER / "HarDNet68_a2.yaml", (), 8)[0]
+    assert recipe.Global.epochs == 300 and recipe.Arch["dropout"] == 0
+    assert recipe.DataLoader.Train.sampler.batch_size * 8 == 2048
+    section = recipe.Optimizer
+    assert section["name"] == "Lamb" and "regularizer" not in section
+    assert (section["weight_decay"], section["clip_norm_global"]) == (0.02, 1.0)
+    schedule = build_schedule(section["lr"], "lr", epochs=300, steps_per_epoch=4)
+    found = [schedule.at(step) for step in (0, 10, 20, 20 + 590)]
+    assert found == pytest.approx([1e-6, 5e-3 / 2, 5e-3, 5e-3 / 2], rel=1e-3)
+    loss = build_loss(recipe.Loss.Train, "Loss.Train").losses[0]
+    assert (type(loss).__name__, loss.epsilon, loss.target_threshold) == ("BCELoss", 0, 0.2)
+    train, evaluation = (
+        {name: params for entry in phase.dataset["transform_ops"] for name, params in entry.items()}
+        for phase in (recipe.DataLoader.Train, recipe.DataLoader.Eval)
+    )
+    assert train["TimmAutoAugment"]["config_str"] == "rand-m7-mstd0.5-inc1"
+    assert list(train)[1:3] == ["RandCropImage", "RandFlipImage"] and len(train) == 5
+    (mixing,) = recipe.DataLoader.Train.dataset["batch_transform_ops"]
+    both = mixing["OpSampler"]
+    assert both["MixupOperator"] == {"alpha": 0.1, "prob": 0.5}
+    assert both["CutmixOperator"] == {"alpha": 1.0, "prob": 0.5}
+    assert evaluation["CropImage"]["size"] == train["RandCropImage"]["size"] == 224
+    assert evaluation["ResizeImage"]["resize_short"] == int(224 / 0.95)
+    assert recipe.Infer.transforms[:-1] == recipe.DataLoader.Eval.dataset["transform_ops"]
 
 
 TRAIN, EVAL = "DataLoader.Train", "DataLoader.Eval"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -16,8 +17,9 @@ from paddle import nn
 
 from ppcls.arch import build_model
 from ppcls.arch.registry import canonical_name
-from ppcls.arch.weights import load_pretrained
-from ppcls.data.datasets.detection import DetectionDataset
+from ppcls.arch.weights import PublishedWeights, load_pretrained
+from ppcls.data.datasets import DetectionDataset, ImageFolderDataset
+from ppcls.data.datasets.folder import check_headers
 from ppcls.data.loader import Loader, build_eval_loader, build_train_loader
 from ppcls.data.sampler import SampleKey
 from ppcls.engine import parallel, resume
@@ -35,6 +37,7 @@ from ppcls.engine.ema import ExponentialMovingAverage
 from ppcls.engine.evaluator import EvalResult, Evaluator
 from ppcls.engine.freezing import build_freezing
 from ppcls.engine.logbook import Logbook, check_visualdl, format_values
+from ppcls.engine.own_images import with_own_images
 from ppcls.engine.parts import parameters_by_part
 from ppcls.engine.precision import Precision
 from ppcls.engine.task import ClassificationTask, Task
@@ -47,12 +50,13 @@ from ppcls.ops.accelerate import accelerate
 from ppcls.optimizer import build_optimizer, build_schedule
 from ppcls.utils import distributed, fileio, runtime, schema, seeding
 from ppcls.utils import logger as log
-from ppcls.utils.errors import ConfigError, DataError, JobError, UserError
+from ppcls.utils.errors import ConfigError, DataError, JobError, NotDownloaded, UserError
 from ppcls.utils.fileio import atomic_write_text
 
 logger = logging.getLogger("ppcls")
 
 _INITIAL_WEIGHTS_STREAM = 3  # keeps the seed of initial weights apart from the data pipeline's
+_QUICKLY_CHECKED = 50_000  # files whose first bytes are read before a training: seconds
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def open_session(
         logger.info("%s is of the release/2.0 schema; translated:", path)
     for line in translation:
         logger.info("  %s", line)
+    recipe = with_own_images(recipe)
     if not isinstance(recipe.Arch.get("name"), str):
         raise ConfigError(f"Arch.name: expected an architecture, got {recipe.Arch.get('name')!r}")
     device = parallel.select_device(recipe.Global.device)
@@ -113,7 +118,10 @@ def build_network(session: Session, *, new_head: bool = False) -> nn.Layer:
     model = build_model({"Arch": section}, where)
     chosen = recipe.Global.pretrained_model or pretrained
     if chosen:
-        load_pretrained(model, arch, chosen, new_head=new_head)
+        try:
+            load_pretrained(model, arch, chosen, new_head=new_head)
+        except NotDownloaded as error:
+            raise UserError(f"{error}; or type -o Global.pretrained_model=PATH") from error
     return model
 
 
@@ -212,14 +220,26 @@ def _check_dataset(loader: Loader, recipe: Recipe, phase: str) -> None:
 
 
 def _check_same_classes(train: Loader, evaluation: Loader) -> None:
-    """Raise DataError when the labels of two detection sets, as many, mean different classes."""
+    """Raise DataError when a label means different classes in two sets whose classes have names."""
     wanted, found = train.dataset.class_names, evaluation.dataset.class_names
-    other = next((i for i, name in enumerate(wanted) if name != found[i]), None)
+    if wanted is None or found is None:
+        return
+    pairs = itertools.zip_longest(wanted, found)
+    other = next((i for i, (name, own) in enumerate(pairs) if name != own), None)
     if other is not None:
+        own, name = (names[other] if other < len(names) else None for names in (found, wanted))
         raise DataError(
             "DataLoader.Eval.dataset: expected the classes of DataLoader.Train in the same order, "
-            f"found label {other} to be {found[other]!r} instead of {wanted[other]!r}"
+            f"found label {other} to be {own!r} instead of {name!r}"
         )
+
+
+def check_first_bytes(loader: Loader) -> None:
+    """Raise DataError naming files of a folder data set that are no images, if that is quick."""
+    dataset = loader.dataset
+    is_quick = isinstance(dataset, ImageFolderDataset) and len(dataset) <= _QUICKLY_CHECKED
+    if is_quick and dataset.on_error == "raise":
+        check_headers(dataset, "DataLoader.Train.dataset")
 
 
 def build_trainer(session: Session) -> Trainer:
@@ -245,8 +265,9 @@ def build_trainer(session: Session) -> Trainer:
     global_batch = resume.global_batch_size(recipe, resumed) if recipe.DataLoader.Train else None
     loader = _loader(build_train_loader, recipe, "Train", global_batch_size=global_batch)
     _check_dataset(loader, recipe, "Train")
-    if isinstance(evaluator, DetectionEvaluator):
+    if evaluator is not None:
         _check_same_classes(loader, evaluator.loader)
+    check_first_bytes(loader)
     facts = resume.data_facts(loader)  # reads every sample's name: once
     if taught_by is not None:
         facts["teacher"] = taught_by
@@ -456,8 +477,16 @@ def evaluate(session: Session, *, keep_predictions: bool = False) -> EvalResult 
 
 
 def require_weights(session: Session) -> None:
-    """Raise UserError unless the recipe names weights to use."""
-    if not session.recipe.Global.pretrained_model and not session.recipe.Arch.get("pretrained"):
+    """Raise UserError unless the recipe names weights to use.
+
+    `Arch.pretrained: True` means published weights, which know ImageNet's classes only: a recipe of
+    other classes begins its training with them.
+    """
+    recipe = session.recipe
+    pretrained = recipe.Arch.get("pretrained")
+    is_own = canonical_name(recipe.Arch["name"]) is not None
+    is_start = is_own and pretrained is True and recipe.class_num != PublishedWeights.class_num
+    if not recipe.Global.pretrained_model and (not pretrained or is_start):
         raise UserError(
             "Global.pretrained_model: expected weights to use, found none; "
             "type -o Global.pretrained_model=PATH"

@@ -91,6 +91,13 @@ def _split(line: str) -> tuple[str, str, str]:
 
 
 def class_names(post: PostProcessConfig, class_num: int) -> dict[int, str] | None:
+    if post.class_names is not None:
+        if len(post.class_names) != class_num:
+            raise ConfigError(
+                f"Infer.PostProcess.class_names: expected {class_num} names (Arch.class_num), "
+                f"got {len(post.class_names)}"
+            )
+        return dict(enumerate(post.class_names))
     if post.class_id_map_file is None:
         return None
     names = read_class_names(_packaged(post.class_id_map_file), post.delimiter)

@@ -30,6 +30,9 @@ from ppcls.utils.legacy_config import SECTIONS
 class GlobalConfig:
     """The section `Global`. "Steps" are batches, "updates" are optimizer updates."""
 
+    data_dir: str | None = None  # a folder of own images: a folder per class, or train and val
+    val_fraction: float = 0.2  # of data_dir: what is held out of each class when it has no val
+    val_seed: int = 0  # which images these are
     output_dir: str = "./output/"  # the run's folder is OUTPUT_DIR/ARCH
     device: str = "auto"  # auto, cpu, gpu, or gpu:N
     epochs: int = 120
@@ -67,6 +70,7 @@ class GlobalConfig:
         schema.at_least(
             0,
             seed=self.seed,
+            val_seed=self.val_seed,
             start_eval_epoch=self.start_eval_epoch,
             max_nonfinite=self.max_nonfinite,
             check_ranks_interval=self.check_ranks_interval,
@@ -88,6 +92,10 @@ class GlobalConfig:
         self._check_testing()
         if self.freeze and self.to_static:
             raise ValueError("freeze: expected none with to_static, whose programs do not change")
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(
+                f"val_fraction: expected a number in (0, 1), got {self.val_fraction!r}"
+            )
         if len(self.image_shape) != 3 or min(self.image_shape) < 1:
             raise ValueError(f"image_shape: expected [C, H, W] above 0, got {self.image_shape}")
 
@@ -197,9 +205,12 @@ class PostProcessConfig:
     topk: int = 5
     class_id_map_file: str | None = None  # lines of `id name`
     delimiter: str | None = None  # between id and name; white space when absent
+    class_names: list[str] | None = None  # the names themselves, instead of the file
 
     def __post_init__(self) -> None:
         schema.at_least(1, topk=self.topk)
+        if self.class_names is not None and self.class_id_map_file is not None:
+            raise ValueError("class_names: expected either this or class_id_map_file, got both")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ppcls.utils.errors import UserError
+from ppcls.utils.errors import NotDownloaded, UserError
 from ppcls.utils.fileio import atomic_write_text
 from ppcls.utils.http_file import DownloadError, discard, is_web_address, receive, shown
 
@@ -172,7 +172,7 @@ def _download(addresses: list[str], urls: list[str], target: Path, identity: Ide
             return
     source = f"get it from {' or '.join(map(shown, urls))} and " if urls else ""
     reason = "; ".join(reasons) or "no program can fetch it"
-    raise UserError(
+    raise NotDownloaded(
         f"cannot download {target.name} ({reason}); {source}put it there: {target}"
         + _about_record(target, identity)
     )

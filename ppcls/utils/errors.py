@@ -18,6 +18,10 @@ class DataError(UserError):
     """A data set, list file or image that cannot be used."""
 
 
+class NotDownloaded(UserError):
+    """A file that could not be fetched: which one, why, and where to put it."""
+
+
 class JobError(Exception):
     """A run that failed although its input was right, such as a loss that is not finite."""
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from ppcls.data.datasets import DATASETS, ImageFolderDataset, ImageNetDataset, read_list
+from ppcls.data.datasets.folder import check_headers, held_out
 from ppcls.data.sampler import SampleKey
 from ppcls.utils.errors import ConfigError, DataError
 from ppcls.utils.schema import build_named
@@ -190,3 +191,63 @@ def test_folder_errors(tmp_path):
         ImageFolderDataset(str(tmp_path), OPS, class_num=1)
     with pytest.raises(DataError, match="image_root: expected a folder"):
         ImageFolderDataset(str(tmp_path / "none"), OPS)
+
+
+def test_numbers_of_named_classes(tmp_path):
+    """A folder that lacks a class numbers the others alike."""
+    write_images(tmp_path, ["cat/0.png", "owl/1.png"])
+    dataset = ImageFolderDataset(str(tmp_path), OPS, class_names=["cat", "dog", "owl"])
+    assert dataset.labels.tolist() == [0, 2] and dataset.class_num == 3
+    with pytest.raises(DataError, match="expected folders of the classes 'cat', found 'owl' besi"):
+        ImageFolderDataset(str(tmp_path), OPS, class_names=["cat"])
+    (tmp_path / "none" / "cat").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"none: expected images \(.jpg.*found none"):
+        ImageFolderDataset(str(tmp_path / "none"), OPS, class_names=["cat"])
+
+
+def names_of(dataset):
+    return {dataset.describe(index) for index in range(len(dataset))}
+
+
+def test_a_share_of_each_class_is_held_out(tmp_path):
+    sizes = {"ant": 10, "bee": 2, "cat": 13}
+    write_images(
+        tmp_path, [f"{n}/sub{i % 2}/{i}.png" for n, size in sizes.items() for i in range(size)]
+    )
+    for fraction, expected in ((0.2, [2, 1, 3]), (0.9, [9, 1, 12]), (0.01, [1, 1, 1])):
+        options = {"val_fraction": fraction, "val_seed": 3}
+        train, val, again = (
+            ImageFolderDataset(str(tmp_path), OPS, part=part, seed=seed, **options)
+            for part, seed in (("train", 0), ("val", 0), ("val", 5))
+        )
+        assert np.bincount(val.labels).tolist() == expected
+        assert not names_of(train) & names_of(val) and len(train) + len(val) == 25
+        assert names_of(val) == names_of(again)
+        assert train.class_names == val.class_names == list(sizes)
+    other = ImageFolderDataset(str(tmp_path), OPS, part="val", val_seed=4)
+    assert names_of(other) != names_of(ImageFolderDataset(str(tmp_path), OPS, part="val"))
+    write_images(tmp_path, ["dog/0.png"])
+    with pytest.raises(DataError, match="class 'dog': expected at least 2 images to hold some out"):
+        ImageFolderDataset(str(tmp_path), OPS, part="train")
+    with pytest.raises(ValueError, match=r"val_fraction: expected a number in \(0, 1\), got 1"):
+        ImageFolderDataset(str(tmp_path), OPS, part="val", val_fraction=1)
+
+
+def test_new_images_leave_the_others_in_their_half():
+    names = [f"{i}.png" for i in range(100)]
+    before = held_out("cat", names, 0.2, 0)
+    after = held_out("cat", [*names[::-1], "new.png"], 0.2, 0)
+    assert len(before) == len(after) == 20 and len(before - after) <= 1
+    assert len(held_out("dog", names, 0.2, 0) & before) < 15  # a draw of each class's own
+
+
+def test_files_that_are_no_images_are_found_by_their_first_bytes(tmp_path):
+    write_images(tmp_path, [f"cat/{i}.png" for i in range(3)])
+    dataset = ImageFolderDataset(str(tmp_path), OPS)
+    check_headers(dataset, "D")
+    (tmp_path / "cat" / "1.png").write_bytes(b"<html>not found</html>")
+    (tmp_path / "cat" / "2.png").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"^D: expected images, found 2 of 3 files .*1.png', '.*2.pn"
+    ):
+        check_headers(dataset, "D")

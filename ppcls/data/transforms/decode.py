@@ -70,6 +70,11 @@ def decode_cv2(data: bytes) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
+        if "validateInputImageSize" in str(error):
+            raise ValueError(
+                "cannot decode the image: expected a size within OpenCV's limits "
+                "(OPENCV_IO_MAX_IMAGE_PIXELS and the like), got a larger one"
+            ) from error
         raise ValueError(f"cannot decode the image: {' '.join(str(error).split())}") from error
     if image is None:
         raise ValueError("cannot decode the image: not a format OpenCV reads, or a damaged file")
