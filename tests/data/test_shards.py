@@ -391,21 +391,44 @@ def test_skipping_is_asked_for(tmp_path):
     assert dataset[1] is None and dataset[2] is not None
 
 
-def test_the_library_reads_and_its_decoders_do_not(monkeypatch):
-    """Bytes go through webdataset's reader; a member that would be unpickled stays what it is."""
-    import webdataset.tariterators as library
-
-    calls = []
-    real = library.tar_file_iterator
-    monkeypatch.setattr(
-        library, "tar_file_iterator", lambda *a, **k: calls.append(k) or real(*a, **k)
-    )
+def test_no_member_is_decoded():
+    """A member that webdataset's decoders would unpickle stays bytes."""
     file = io.BytesIO()
     writer = web_samples.open_writer(file)
     writer.write({"__key__": "a", "png": PNG, "cls": b"3", "pth": b"cos\nabort\n(tR."})
     writer.close()
-    sample = web_samples.read_sample(file.getvalue()[:3072])
-    assert sample == ("a", "png", PNG, 3) and len(calls) == 1
+    assert web_samples.read_sample(file.getvalue()[:3072]) == ("a", "png", PNG, 3)
+    file.seek(0)
+    assert list(web_samples.stream_samples(file)) == [("a", "png", PNG, 3)]
+
+
+def test_verifying_compares_with_webdataset(shard_dir, monkeypatch, capsys):
+    """Its own reader streams every shard; what is read by the index must be the same."""
+    import webdataset.tariterators as library
+
+    real = library.tar_file_iterator
+
+    def other(*arguments, **options):
+        for file in real(*arguments, **options):
+            yield {**file, "data": file["data"][:-1] + b"?"} if "12.jpeg" in file["fname"] else file
+
+    monkeypatch.setattr(library, "tar_file_iterator", other)
+    assert make_shards.main([str(shard_dir), "--verify"]) == 2
+    line = "shard-000002.tar: 000000012.cls: expected the sample that webdataset reads"
+    assert line in capsys.readouterr().err
+
+
+def test_webdataset_reads_the_shards(folder, shard_dir):
+    """As its own users do."""
+    import webdataset
+
+    urls = [str(path) for path in sorted(shard_dir.glob("*.tar"))]
+    stream = webdataset.WebDataset(urls, shardshuffle=False)
+    plain = ImageFolderDataset(str(folder), OPS)
+    found = list(stream)
+    assert [int(sample["cls"]) for sample in found] == plain.labels.tolist()
+    images = [next(sample[k] for k in ("png", "jpeg", "bmp") if k in sample) for sample in found]
+    assert images == [plain.read(i) for i in range(len(plain))]
 
 
 def test_index_format(shard_dir):

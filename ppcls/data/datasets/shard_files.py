@@ -18,7 +18,12 @@ from ppcls.data.datasets.folder import IMAGE_SUFFIXES
 from ppcls.data.datasets.shard_index import Entry, Shard, ShardIndex
 from ppcls.data.datasets.tar_reader import BLOCK
 from ppcls.data.datasets.tar_walk import walk
-from ppcls.data.datasets.web_samples import find_samples, open_writer, read_sample
+from ppcls.data.datasets.web_samples import (
+    find_samples,
+    open_writer,
+    read_sample,
+    stream_samples,
+)
 from ppcls.utils.errors import DataError, UserError
 from ppcls.utils.fileio import map_file, to_json
 
@@ -170,8 +175,9 @@ def sha256_of(path: str) -> str:
 
 
 def list_shard(path: str) -> Iterator[Entry]:
-    """Yield the samples of a shard in order, reading each. The name is the image member's.
+    """Yield the samples of a shard in order. The name is the image member's.
 
+    Each is read where it lies, and by webdataset as it streams the file; both must find the same.
     Raises DataError with the shard, and the first member of a sample that cannot be used.
     """
     try:
@@ -179,15 +185,20 @@ def list_shard(path: str) -> Iterator[Entry]:
     except UserError as error:
         raise DataError(str(error)) from error
     where = [path]
-    with naming(lambda: ": ".join(where)):
+    with naming(lambda: ": ".join(where)), open(path, "rb") as file:
+        streamed = stream_samples(file)
         for group in find_samples(walk(archive, is_whole=True)):
             where[1:] = [group[0].name]
             start, end = group[0].start, group[-1].end
             sample = read_sample(archive[start:end])
+            if next(streamed, None) != sample:
+                raise ValueError("expected the sample that webdataset reads, found another")
             skip = len(sample.key) + 1
             image = next(m.name for m in group if m.name[skip:].lower() == sample.kind)
             yield Entry(start, end - start, sample.label, sample.key, image)
             where[1:] = []
+        if next(streamed, None) is not None:
+            raise ValueError("expected the samples that webdataset reads, found fewer")
 
 
 def verify_shard(index: ShardIndex, number: int) -> None:

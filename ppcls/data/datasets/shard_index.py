@@ -10,7 +10,9 @@ file's before it went into a shard; it is for people, and for `ImageDataset.dige
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -95,14 +97,14 @@ class ShardIndex:
         self.class_num, self.class_names = class_num, class_names
         self.offsets, self.lengths, self.labels = np.ascontiguousarray(table.numbers.T)
         self.keys, self.names = table.keys, table.names
-        self.ends = np.cumsum([shard.nsamples for shard in shards])
+        self.ends = list(itertools.accumulate(shard.nsamples for shard in shards))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def shard_of(self, index: int) -> int:
         """Number of the shard that holds a sample."""
-        return int(np.searchsorted(self.ends, index, side="right"))
+        return bisect.bisect_right(self.ends, index)
 
     def path(self, number: int) -> str:
         return os.path.join(self.folder, self.shards[number].url)
@@ -115,7 +117,7 @@ class ShardIndex:
 
     def samples(self, number: int) -> range:
         """Places of a shard's samples."""
-        end = int(self.ends[number])
+        end = self.ends[number]
         return range(end - self.shards[number].nsamples, end)
 
     def entry(self, index: int) -> Entry:

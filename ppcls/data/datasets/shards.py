@@ -59,15 +59,19 @@ class WebDataset(ClassificationDataset):
         self._files = functools.lru_cache(_OPEN_SHARDS)(lambda number: _File(paths[number]))
 
     def read(self, index: int) -> bytes:
-        entry = self.index.entry(index)
-        file = self._files(self.index.shard_of(index))
-        sample = read_sample(file.read(entry.offset, entry.length))
-        if (sample.key, sample.label) != (entry.key, entry.label):
+        sample = read_sample(self.read_archive(index))
+        key, label = self.index.keys[index], self.labels[index]
+        if sample.key != key or sample.label != label:
             raise ValueError(
-                f"expected the key {entry.key!r} of class {entry.label} (index), "
+                f"expected the key {key!r} of class {label} (index), "
                 f"found {sample.key!r} of class {sample.label}"
             )
         return sample.image
+
+    def read_archive(self, index: int) -> bytes:
+        """The part of a shard that is a sample: its members with their headers."""
+        file = self._files(self.index.shard_of(index))
+        return file.read(int(self.index.offsets[index]), int(self.index.lengths[index]))
 
     def describe(self, index: int) -> str:
         return self.index.describe(index)

@@ -2,26 +2,28 @@
 
 A sample is the members of one key, one after the other: `KEY.jpg`, `KEY.cls` and what else there
 may be, such as `KEY.json`. KEY ends at the first dot of the name's last part. This module alone
-imports webdataset (https://github.com/webdataset/webdataset, BSD-3-Clause), and takes from it the
-reading of a sample's members, their grouping by key, and the writer. What it leaves alone:
+imports webdataset (https://github.com/webdataset/webdataset, BSD-3-Clause). The library writes
+shards, reads whole ones when they are indexed or verified, and says which members are a sample.
+What it leaves alone:
 
 - its shuffling and splitting among processes, which go by the stream: no exact epochs;
+- its reader where one sample is wanted: it takes a stream, and opening one for each image takes
+  more time than opening the image's own file (`tools/benchmark.py shards`). A sample's bytes are
+  read where the index says (`shard_index`); verifying compares them with the library's;
 - its decoders: `.pyd`, `.pickle` and `.pth` members would be unpickled. All members stay bytes;
 - its opening of addresses (`gopen`): `pipe:` runs a shell command;
 - `wids`, once its reader by index: it imports PyTorch, may unpickle an `.index` file beside a
   shard, and follows negative sizes for ever.
 
-So an index (`shard_index`) says which bytes of a shard are a sample, `tar_walk` looks at them, and
-webdataset reads them.
+`tar_walk` looks at every header first, whoever reads on.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from ppcls.data.datasets.folder import IMAGE_SUFFIXES
@@ -55,19 +57,54 @@ def require_webdataset(where: str) -> Any:
     return webdataset.tariterators
 
 
-def read_sample(archive: bytes, where: str = "shards") -> WebSample:
+def read_sample(archive: bytes) -> WebSample:
     """Read the one sample that a part of an archive holds.
 
     Raises ValueError for members that are refused, and for a sample without one image and a class.
     """
     members = list(itertools.islice(walk(archive, is_whole=False), MAX_MEMBERS + 1))
-    _check_names(members)
-    fields = _fields(archive, members, require_webdataset(where))
-    key = fields.pop("__key__")
+    if len(members) > MAX_MEMBERS:
+        raise ValueError(f"expected at most {MAX_MEMBERS} members of a sample, found more")
+    names = [member.name for member in members]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"expected each member once, found {twice!r} twice")
+    files = (
+        {"fname": name, "data": archive[start : start + size]} for name, _, start, size in members
+    )
+    samples = list(_group(files))
+    if len(samples) != 1:
+        keys = " and ".join(repr(sample["__key__"]) for sample in samples[:2])
+        raise ValueError(f"expected members of one key, found {keys or ', '.join(names)}")
+    return _sample(samples[0])
+
+
+def stream_samples(file: BinaryIO) -> Iterator[WebSample]:
+    """Read a whole archive with the library's own reader, after `tar_walk` has passed its members.
+
+    Raises ValueError for what the library does not read.
+    """
+    library = require_webdataset("shards")
+    try:
+        # By default names that begin with "__" would be left out.
+        for fields in _group(library.tar_file_iterator(file, skip_meta=None)):
+            yield _sample(fields)
+    except tarfile.TarError as error:
+        raise ValueError(f"expected members of a tar archive, found {error.args[0]}") from error
+
+
+def _group(files: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Let the library group members by key: kind ("jpg") to bytes, and "__key__"."""
+    library = require_webdataset("shards")
+    return library.group_by_keys({**file, "__url__": ""} for file in files)
+
+
+def _sample(fields: dict[str, Any]) -> WebSample:
+    key = fields["__key__"]
     kinds = sorted(IMAGE_FIELDS & fields.keys())
     if len(kinds) != 1:
-        found = ", ".join(f"{key}.{kind}" for kind in kinds or sorted(fields))
-        raise ValueError(f"expected one image of the key {key!r}, found {found or 'nothing'}")
+        names = [f"{key}.{kind}" for kind in kinds or sorted(fields) if kind[0] != "_"]
+        raise ValueError(f"expected one image of the key {key!r}, found {', '.join(names)}")
     if "cls" not in fields:
         raise ValueError(f"expected {key}.cls beside {key}.{kinds[0]}, found none")
     return WebSample(key, kinds[0], fields[kinds[0]], _label(key, fields["cls"]))
@@ -76,8 +113,10 @@ def read_sample(archive: bytes, where: str = "shards") -> WebSample:
 def find_samples(members: Iterator[Member]) -> Iterator[list[Member]]:
     """Yield the members of one key after the other, as they lie in an archive."""
     group: list[Member] = []
+    key = ""
     for member in members:
-        if group and key_of(member.name) != key_of(group[0].name):
+        before, key = key, key_of(member.name)
+        if group and key != before:
             yield group
             group = []
         group.append(member)
@@ -103,36 +142,6 @@ def open_writer(file: BinaryIO) -> Any:
 
     options: dict[str, Any] = {"user": "", "group": "", "mode": 0o444, "mtime": 0}
     return webdataset.TarWriter(file, encoder=False, compress=False, **options)
-
-
-def _check_names(members: list[Member]) -> None:
-    names = [member.name for member in members]
-    if len(names) > MAX_MEMBERS:
-        raise ValueError(f"expected at most {MAX_MEMBERS} members of a sample, found more")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"expected each member once, found {twice!r} twice")
-    keys = sorted({key_of(name) for name in names})
-    if len(keys) != 1:
-        found = " and ".join(repr(key) for key in keys[:2]) or "nothing"
-        raise ValueError(f"expected the members of one key, found {found}")
-
-
-def _fields(archive: bytes, members: list[Member], library: Any) -> dict[str, Any]:
-    """Let the library read the members and group them: kind ("jpg") to bytes, and "__key__"."""
-    # Its address is part of a sample; names that begin with "__" are samples here like others.
-    try:
-        files = [
-            {**found, "__url__": ""}
-            for found in library.tar_file_iterator(io.BytesIO(archive), skip_meta=None)
-        ]
-        samples = list(library.group_by_keys(files))
-    except tarfile.TarError as error:
-        raise ValueError(f"expected members of a tar archive, found {error.args[0]}") from error
-    read = [(found["fname"], len(found["data"])) for found in files]
-    if read != [(member.name, member.size) for member in members] or len(samples) != 1:
-        raise ValueError("expected the same members by every way of reading, found others")
-    return {name: value for name, value in samples[0].items() if name != "__url__"}
 
 
 def _label(key: str, text: bytes) -> int:
