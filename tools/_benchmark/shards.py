@@ -1,10 +1,10 @@
 """The case `shards`: WebDataset shards against the same images in a folder.
 
-Both sides read JPEG files made from scikit-learn's two photographs, in the random order of a
-training. First their bytes alone, from the system's page cache and evicted from it (where there is
-`posix_fadvise`; a folder's names stay known, and no server is asked, so a cluster's file system
-gains more); then batches of a training, decoded and cropped. A last row reads each sample with
-webdataset's own reader, which takes a stream, from the same bytes.
+Both sides read JPEG files made from scikit-learn's two photographs. First their bytes alone, in the
+random order of a training, from the system's page cache and evicted from it (where there is
+`posix_fadvise`; a folder's names stay known, and no server is asked for them), and in the order of
+an evaluation; then batches of a training, decoded and cropped. A last row reads each sample with
+webdataset's own reader, which takes a stream.
 
 Before anything is timed, the bytes and labels of both sides are compared.
 """
@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=args.folder) as folder:
         sides = Sides(Path(folder), args.batch * args.batches, args.batch)
         sides.check()
-        rows = [sides.read(is_evicted, args.turns) for is_evicted in _evictions()]
+        rows = [sides.read(*kind, args.turns) for kind in _kinds_of_reading()]
         rows += [sides.load(workers, args.turns) for workers in args.workers]
         rows.append(sides.stream(args.turns))
     return measure.report(rows)
 
 
-def _evictions() -> list[bool]:
-    return [False, True] if hasattr(os, "posix_fadvise") else [False]
+def _kinds_of_reading() -> list[tuple[bool, bool]]:
+    """Evicted from the page cache or not, shuffled or in order."""
+    from_disk = [(True, True), (True, False)] if hasattr(os, "posix_fadvise") else []
+    return [(False, True), *from_disk]
 
 
 class Sides:
@@ -99,7 +101,7 @@ class Sides:
             raise JobError("expected the same bytes and labels of both sides, found others")
         print(f"the bytes and labels of {len(files)} images are identical", flush=True)
 
-    def read(self, is_evicted: bool, turns: int) -> dict[str, Any]:
+    def read(self, is_evicted: bool, is_shuffled: bool, turns: int) -> dict[str, Any]:
         """A row: bytes alone."""
         loaders = {side: self.loader(side) for side in self.sections}
 
@@ -108,14 +110,11 @@ class Sides:
                 evict(self.images)
                 evict(self.shards)
             dataset, sampler = loaders[side].dataset, loaders[side].sampler
-            order = sampler.order(0).tolist()
-            start = time.perf_counter()
-            for index in order:
-                dataset.read(index)
-            return len(order) / (time.perf_counter() - start)
+            order = sampler.order(0).tolist() if is_shuffled else range(len(dataset))
+            return _calls_per_second(dataset.read, order)
 
-        case = f"bytes, {'evicted' if is_evicted else 'in the page cache'}"
-        return _row(case, rate, turns)
+        place = "from disk" if is_evicted else "from the page cache"
+        return _row(f"bytes {place}, {'shuffled' if is_shuffled else 'in order'}", rate, turns)
 
     def load(self, workers: int, turns: int) -> dict[str, Any]:
         """A row: batches of a training."""
@@ -126,25 +125,32 @@ class Sides:
 
     def stream(self, turns: int) -> dict[str, Any]:
         """A row: webdataset's reader, opened for each sample, against a read by the index."""
-        from ppcls.data.datasets.web_samples import read_sample, stream_samples
+        from ppcls.data.datasets.web_samples import stream_samples
 
         dataset = self.loader("shards").dataset
-        archives = [dataset.read_archive(index) for index in range(len(dataset))]
+        archives = []
+        for number in range(len(dataset.index.shards)):
+            shard = Path(dataset.index.path(number)).read_bytes()
+            entries = map(dataset.index.entry, dataset.index.samples(number))
+            archives += [shard[e.offset : e.offset + e.length] for e in entries]
 
-        def rate(read: Callable[[bytes], Any]) -> float:
-            start = time.perf_counter()
-            for archive in archives:
-                read(archive)
-            return len(archives) / (time.perf_counter() - start)
+        def by_index() -> float:
+            return _calls_per_second(dataset.read, range(len(dataset)))
+
+        def by_stream() -> float:
+            return _calls_per_second(lambda a: next(stream_samples(io.BytesIO(a))), archives)
 
         print("a sample", flush=True)
-        pairs = measure.take_turns(
-            lambda: rate(read_sample),
-            lambda: rate(lambda archive: next(stream_samples(io.BytesIO(archive)))),
-            turns,
-        )
-        sides = ("by the index", "webdataset's stream")
-        return measure.row("a sample from memory", sides, "images/s", pairs)
+        pairs = measure.take_turns(by_index, by_stream, turns)
+        sides = ("from the page cache by the index", "from memory by webdataset's stream")
+        return measure.row("a sample", sides, "images/s", pairs)
+
+
+def _calls_per_second(function: Callable[[Any], Any], items: Sequence) -> float:
+    start = time.perf_counter()
+    for item in items:
+        function(item)
+    return len(items) / (time.perf_counter() - start)
 
 
 def _row(case: str, rate: Callable[[str], float], turns: int) -> dict[str, Any]:

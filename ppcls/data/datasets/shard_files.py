@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +18,9 @@ from ppcls.data.datasets.base import ClassificationDataset, naming
 from ppcls.data.datasets.folder import IMAGE_SUFFIXES
 from ppcls.data.datasets.shard_index import Entry, Shard, ShardIndex
 from ppcls.data.datasets.tar_reader import BLOCK
-from ppcls.data.datasets.tar_walk import walk
+from ppcls.data.datasets.tar_walk import Member, walk
 from ppcls.data.datasets.web_samples import (
+    WebSample,
     find_samples,
     open_writer,
     read_sample,
@@ -89,54 +91,53 @@ class ShardsWriter:
         self.shards: list[Shard] = []
         self.entries: list[Entry] = []
         self._open: _OpenShard | None = None
+        self._names: list[str] = []  # of its samples
 
     def write(self, source: Source) -> None:
         if self._open is not None and self._is_full(source):
             self.finish()
         if self._open is None:
             self._open = _OpenShard(self.folder / f"{self.prefix}-{len(self.shards):06d}.tar")
-        key = f"{len(self.entries):09d}"
         kind = source.name.rpartition(".")[2].lower()
         fields = {kind: source.image, "cls": str(source.label).encode()}
         if self.with_names:
             fields["json"] = to_json({"name": source.name}).encode("utf-8", "backslashreplace")
-        offset, length = self._open.add({"__key__": key, **fields})
-        self.entries.append(Entry(offset, length, source.label, key, source.name))
+        self._open.write({"__key__": f"{len(self.entries) + len(self._names):09d}", **fields})
+        self._names.append(source.name)
 
     def _is_full(self, source: Source) -> bool:
         assert self._open is not None
         size = self._open.size + len(source.image) + _OVERHEAD
-        return self._open.samples >= self.limits.samples or size > self.limits.size
+        return len(self._names) >= self.limits.samples or size > self.limits.size
 
     def finish(self) -> None:
-        """Finish the shard begun last."""
+        """Finish the shard begun last: read it back, for the table."""
         if self._open is not None:
-            self.shards.append(self._open.close())
-            self._open = None
+            path = self._open.path
+            file = self._open.close()
+            found = list(list_shard(str(path)))
+            for entry, name in zip(found, self._names, strict=True):
+                self.entries.append(entry._replace(name=name))
+            self.shards.append(Shard(path.name, len(found), file.size, file.sha256.hexdigest()))
+            self._open, self._names = None, []
 
 
 class _OpenShard:
     def __init__(self, path: Path) -> None:
-        self.path, self.samples = path, 0
+        self.path = path
         self._file = _HashingFile(path)
         self._writer = open_writer(self._file)
+        self.write = self._writer.write
 
     @property
     def size(self) -> int:
         """Bytes so far."""
         return self._writer.tarstream.offset
 
-    def add(self, sample: dict[str, str | bytes]) -> tuple[int, int]:
-        """Write a sample; return its offset and length."""
-        offset = self.size
-        self._writer.write(sample)
-        self.samples += 1
-        return offset, self.size - offset
-
-    def close(self) -> Shard:
+    def close(self) -> _HashingFile:
         self._writer.close()
         self._file.close()
-        return Shard(self.path.name, self.samples, self._file.size, self._file.sha256.hexdigest())
+        return self._file
 
 
 class _HashingFile(io.RawIOBase):
@@ -193,12 +194,19 @@ def list_shard(path: str) -> Iterator[Entry]:
             sample = read_sample(archive[start:end])
             if next(streamed, None) != sample:
                 raise ValueError("expected the sample that webdataset reads, found another")
-            skip = len(sample.key) + 1
-            image = next(m.name for m in group if m.name[skip:].lower() == sample.kind)
-            yield Entry(start, end - start, sample.label, sample.key, image)
+            yield _entry(group, sample, archive[start:end])
             where[1:] = []
         if next(streamed, None) is not None:
             raise ValueError("expected the samples that webdataset reads, found fewer")
+
+
+def _entry(group: list[Member], sample: WebSample, archive: bytes) -> Entry:
+    skip = len(sample.key) + 1
+    image = next(m for m in group if m.name[skip:].lower() == sample.kind)
+    start = image.data - group[0].start
+    crc = zlib.crc32(archive[start + image.size :], zlib.crc32(archive[:start]))
+    place = (group[0].start, len(archive), start, image.size, crc)
+    return Entry(*place, sample.label, sample.key, image.name)
 
 
 def verify_shard(index: ShardIndex, number: int) -> None:
@@ -215,7 +223,7 @@ def verify_shard(index: ShardIndex, number: int) -> None:
         raise DataError(f"{path}: expected {len(places)} samples (index), found {len(entries)}")
     for place, found in zip(places, entries, strict=True):
         wanted = index.entry(place)
-        if found[:4] != wanted[:4]:
+        if found[:-1] != wanted[:-1]:
             raise DataError(
                 f"{index.describe(place)}: expected {_in_words(wanted)} (index), "
                 f"found {_in_words(found)}"
@@ -225,5 +233,5 @@ def verify_shard(index: ShardIndex, number: int) -> None:
 def _in_words(entry: Entry) -> str:
     return (
         f"class {entry.label} under the key {entry.key!r} in {entry.length:,} bytes from byte "
-        f"{entry.offset:,} on"
+        f"{entry.offset:,} on (CRC-32 {entry.crc:08x})"
     )

@@ -2,10 +2,10 @@
 
     index.json  the shards in order, as the index of webdataset's `wids` lists them, with their
                 SHA-256, the classes, and the SHA-256 of the table
-    index.tsv   a line for each sample in order: offset, length, label, key, name
+    index.tsv   a line for each sample in order, its columns those of `Entry`
 
-Offset and length are bytes of the shard, all members of a sample and their headers. The name is the
-file's before it went into a shard; it is for people, and for `ImageDataset.digest`.
+A sample is read without looking at its headers one by one: they were looked at when the index was
+made, and the CRC-32 of all but the image says that they, and the class, are still the same.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_INDEX_BYTES = 64 << 20
 MAX_TABLE_BYTES = 4 << 30
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LINE = re.compile(rb"([0-9]{1,15})\t([0-9]{1,15})\t([0-9]{1,9})\t([^\t]+)\t([^\t]+)")
+_LINE = re.compile(rb"([0-9]{1,15})\t" * 5 + rb"([0-9]{1,9})\t([^\t]+)\t([^\t]+)")
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,29 @@ class Shard:
 
 
 class Entry(NamedTuple):
-    """A line of the table, in words."""
+    """A line of the table.
+
+    offset, length: of all members of the sample and their headers, in the shard.
+    start, size: of the image's content, from `offset` on.
+    crc: CRC-32 of all but the image's content.
+    name: the file's before it went into a shard; for people, and for `ImageDataset.digest`.
+    """
 
     offset: int
     length: int
+    start: int
+    size: int
+    crc: int
     label: int
     key: str
     name: str
 
 
+_NUMBERS = len(Entry._fields) - 2  # columns before the texts
+
+
 class Table(NamedTuple):
-    """The lines of the table: offset, length and label [n, 3] int64, n keys, and n names."""
+    """The lines of the table: numbers [n, 6] int64, n keys, and n names."""
 
     numbers: np.ndarray
     keys: PathTable
@@ -68,9 +80,9 @@ class Table(NamedTuple):
 
     @classmethod
     def of(cls, entries: Sequence[Entry]) -> Table:
-        numbers = np.array([entry[:3] for entry in entries], np.int64).reshape(-1, 3)
-        keys, names = (PathTable(entry[column] for entry in entries) for column in (3, 4))
-        return cls(numbers, keys, names)
+        numbers = np.array([entry[:_NUMBERS] for entry in entries], np.int64)
+        keys, names = (PathTable(entry[column] for entry in entries) for column in (-2, -1))
+        return cls(numbers.reshape(-1, _NUMBERS), keys, names)
 
 
 class ShardIndex:
@@ -81,7 +93,7 @@ class ShardIndex:
         shards: in order.
         class_num: labels are 0..class_num-1.
         class_names: one per class, or None.
-        offsets, lengths, labels: [n] int64.
+        numbers: [n, 6] int64, the columns of Entry before the texts; labels: [n] int64 of them.
         keys, names: n texts.
     """
 
@@ -95,8 +107,8 @@ class ShardIndex:
     ) -> None:
         self.folder, self.shards = folder, shards
         self.class_num, self.class_names = class_num, class_names
-        self.offsets, self.lengths, self.labels = np.ascontiguousarray(table.numbers.T)
-        self.keys, self.names = table.keys, table.names
+        self.numbers, self.keys, self.names = table
+        self.labels = np.ascontiguousarray(table.numbers[:, -1])
         self.ends = list(itertools.accumulate(shard.nsamples for shard in shards))
 
     def __len__(self) -> int:
@@ -121,8 +133,7 @@ class ShardIndex:
         return range(end - self.shards[number].nsamples, end)
 
     def entry(self, index: int) -> Entry:
-        row = (self.offsets[index], self.lengths[index], self.labels[index])
-        return Entry(*map(int, row), self.keys[index], self.names[index])
+        return Entry(*self.numbers[index].tolist(), self.keys[index], self.names[index])
 
     def check(self) -> None:
         """Check what is cheap: every shard is there with its size, and every line makes sense.
@@ -148,13 +159,13 @@ class ShardIndex:
 
     def _check_ranges(self, number: int) -> None:
         places = self.samples(number)
-        own = slice(places.start, places.stop)
-        offsets, lengths = self.offsets[own], self.lengths[own]
+        offsets, lengths, starts, sizes, *_ = self.numbers[places.start : places.stop].T
         ends = offsets + lengths
         before = np.concatenate([[0], ends[:-1]])
         is_wrong = (offsets < before) | (ends > self.shards[number].filesize)
         is_wrong |= (offsets % BLOCK != 0) | (lengths % BLOCK != 0) | (lengths < 2 * BLOCK)
-        wrong = np.flatnonzero(is_wrong | (lengths > MAX_SAMPLE_BYTES))
+        is_wrong |= (starts < BLOCK) | (starts + sizes > lengths) | (lengths > MAX_SAMPLE_BYTES)
+        wrong = np.flatnonzero(is_wrong)
         if len(wrong):
             first = int(wrong[0])
             raise DataError(
@@ -201,7 +212,7 @@ def write_index(
 
 
 def _line(entry: Entry) -> bytes:
-    texts = [*map(str, entry[:3]), entry.key, entry.name]
+    texts = [str(value) for value in entry]
     if any(ord(letter) < 32 for text in texts for letter in text):
         raise DataError(f"{entry.name!r}: expected a name without control characters")
     return os.fsencode("\t".join(texts)) + b"\n"
@@ -310,14 +321,13 @@ def _parse_table(data: bytes, where: str) -> Table:
         match = _LINE.fullmatch(line)
         if match is None:
             raise DataError(
-                f"{where}:{number}: expected offset, length, label, key and name, "
-                f"found {line[:80]!r}"
+                f"{where}:{number}: expected {', '.join(Entry._fields)}, found {line[:80]!r}"
             )
         *values, key, name = match.groups()
         numbers.extend(map(int, values))
         keys.append(os.fsdecode(key))
         names.append(os.fsdecode(name))
-    columns = np.frombuffer(numbers, np.int64).reshape(-1, 3)
+    columns = np.frombuffer(numbers, np.int64).reshape(-1, _NUMBERS)
     return Table(columns, PathTable(keys), PathTable(names))
 
 

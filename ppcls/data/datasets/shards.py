@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import os
 import re
+import zlib
+from typing import NoReturn
 
 from ppcls.data.datasets.base import DATASETS, ClassificationDataset, OnError, check_class_num
 from ppcls.data.datasets.shard_index import INDEX_NAME, read_index
@@ -25,7 +27,7 @@ class WebDataset(ClassificationDataset):
     """Shards in `shard_dir` with the index that `scripts/make_shards.py` writes.
 
     At start the index, its table and the size of every shard are checked; a sample, when it is
-    read: its members, its key and its class must be what the index says.
+    read: all but the image's content must be what the index was made of.
 
     Args:
         shard_dir: folder of the shards and their index.
@@ -59,19 +61,23 @@ class WebDataset(ClassificationDataset):
         self._files = functools.lru_cache(_OPEN_SHARDS)(lambda number: _File(paths[number]))
 
     def read(self, index: int) -> bytes:
-        sample = read_sample(self.read_archive(index))
+        offset, length, start, size, crc, _ = self.index.numbers[index].tolist()
+        archive = self._files(self.index.shard_of(index)).read(offset, length)
+        end = start + size
+        if zlib.crc32(archive[end:], zlib.crc32(archive[:start])) != crc:
+            self._refuse(index, archive)
+        return archive[start:end]
+
+    def _refuse(self, index: int, archive: bytes) -> NoReturn:
+        """Raise ValueError saying what about a sample is not as the index says."""
+        sample = read_sample(archive)
         key, label = self.index.keys[index], self.labels[index]
         if sample.key != key or sample.label != label:
             raise ValueError(
                 f"expected the key {key!r} of class {label} (index), "
                 f"found {sample.key!r} of class {sample.label}"
             )
-        return sample.image
-
-    def read_archive(self, index: int) -> bytes:
-        """The part of a shard that is a sample: its members with their headers."""
-        file = self._files(self.index.shard_of(index))
-        return file.read(int(self.index.offsets[index]), int(self.index.lengths[index]))
+        raise ValueError("expected the members the index was made of (CRC-32), found others")
 
     def describe(self, index: int) -> str:
         return self.index.describe(index)

@@ -8,8 +8,8 @@ What it leaves alone:
 
 - its shuffling and splitting among processes, which go by the stream: no exact epochs;
 - its reader where one sample is wanted: it takes a stream, and opening one for each image takes
-  more time than opening the image's own file (`tools/benchmark.py shards`). A sample's bytes are
-  read where the index says (`shard_index`); verifying compares them with the library's;
+  more time than opening the image's own file (`tools/benchmark.py shards`). An image's bytes are
+  read where the index says (`shard_index`), which lists what the library has read;
 - its decoders: `.pyd`, `.pickle` and `.pth` members would be unpickled. All members stay bytes;
 - its opening of addresses (`gopen`): `pipe:` runs a shell command;
 - `wids`, once its reader by index: it imports PyTorch, may unpickle an `.index` file beside a
