@@ -77,7 +77,7 @@ for argument in "$@"; do
     esac
 done
 
-ensure_project cpu zoo digits deploy serve analysis test
+ensure_project cpu zoo digits deploy serve shards analysis test
 lint
 [ "$old_paddle" != true ] || smoke_test_old_paddle
 say "== pytest"

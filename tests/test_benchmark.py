@@ -16,6 +16,8 @@ from ppcls.utils.errors import JobError
         (["postprocess", "--turns", "0"], "--turns: expected 1 or more, got 0"),
         (["data", "--batches", "0"], "--batches: expected 1 or more, got 0"),
         (["data", "--workers", "2", "-1"], "--workers: expected numbers from 0, got [2, -1]"),
+        (["shards", "--batch", "0"], "--batch: expected 1 or more, got 0"),
+        (["shards", "--folder", "none"], "--folder: expected a folder, got 'none'"),
         (["infer", "--runs", "0"], "--runs: expected 1 or more, got 0"),
         (["infer", "--arch", "HarDNet86"], "--arch: expected one of HarDNet39_ds, "),
         (["infer", "--size", "224", "0"], "--size: expected numbers from 1, got [224, 0]"),

@@ -17,7 +17,7 @@ import _bootstrap  # noqa: F401
 from ppcls.utils.cli import make_parser, run
 
 # Modules of _benchmark, each with HELP, EXAMPLE, NEEDS_CONFIG, add_arguments and run.
-CASES = ("data", "infer", "postprocess", "save", "train")
+CASES = ("data", "infer", "postprocess", "save", "shards", "train")
 
 
 def load(case: str) -> ModuleType:

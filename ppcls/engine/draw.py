@@ -17,6 +17,7 @@ Color = tuple[int, int, int]
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _GOLDEN = 0.6180339887498949  # its multiples, modulo 1, never come close to each other
+_INK: Color = (40, 40, 40)
 _BITMAP_HEIGHT = 11  # pixels of the font every Pillow has
 
 
@@ -41,19 +42,31 @@ def draw_detections(
     is cut. names: of the labels, the background first; a label beyond them shows its number.
     threshold: only scores of at least this are shown.
     """
-    picture = _as_picture(image).copy()
-    canvas = ImageDraw.Draw(picture)
     shown = np.flatnonzero(detections.scores >= threshold)
     shown = shown[np.argsort(detections.scores[shown], kind="stable")]
+    labels = [int(detections.labels[i]) for i in shown]
+    texts = [
+        f"{names[label] if label < len(names) else label} {detections.scores[i]:.2f}"
+        for i, label in zip(shown, labels, strict=True)
+    ]
+    return draw_boxes(image, detections.boxes[shown], labels, texts)
+
+
+def draw_boxes(
+    image: np.ndarray | Image.Image, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str]
+) -> Image.Image:
+    """Return a copy of an image with boxes on it, the last one on top, and a text at each.
+
+    boxes: [m, 4] in its pixels; what reaches over the edge is cut. labels: they choose the colours.
+    """
+    picture = _as_picture(image).copy()
+    canvas = ImageDraw.Draw(picture)
     line = max(2, round(max(picture.size) / 320))
     text_height = max(12, round(max(picture.size) / 40))
-    corners = [_inside(detections.boxes[i], picture.size) for i in shown]
-    labels = [int(detections.labels[i]) for i in shown]
+    corners = [_inside(box, picture.size) for box in boxes]
     for box, label in zip(corners, labels, strict=True):
         canvas.rectangle(box, outline=class_color(label), width=line)
-    for i, box, label in zip(shown, corners, labels, strict=True):
-        name = names[label] if label < len(names) else label
-        text = f"{name} {detections.scores[i]:.2f}"
+    for box, label, text in zip(corners, labels, texts, strict=True):
         tag = _fitted(text_tag(text, text_height, class_color(label)), picture.size)
         picture.paste(tag, _tag_place(box, tag.size, picture.size))
     return picture
@@ -65,26 +78,51 @@ def contact_sheet(
     cell: tuple[int, int] = (320, 240),
     gap: int = 8,
     background: Color = (255, 255, 255),
+    captions: Sequence[Sequence[str]] = (),
+    text_height: int = 14,
 ) -> Image.Image:
     """Return a grid of pictures, row by row, each as large as its cell allows, and centred.
 
-    cell: width and height in pixels. gap: pixels around every cell. Raises ValueError for no image.
+    cell: width and height in pixels. gap: pixels around every cell. captions: for each picture the
+    lines beneath its cell, `text_height` pixels high and cut where they are too long.
+
+    Raises ValueError for no image.
     """
     if not images or columns < 1:
         raise ValueError(f"expected an image and a column, got {len(images)} and {columns}")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    step = cell[0] + gap, cell[1] + gap
+    masks = [[_short_mask(line, text_height, cell[0]) for line in lines] for lines in captions]
+    text_space = max((sum(mask.height for mask in lines) for lines in masks), default=0)
+    step = cell[0] + gap, cell[1] + gap + text_space
     sheet = Image.new("RGB", (gap + columns * step[0], gap + rows * step[1]), background)
     for number, image in enumerate(images):
-        picture = _as_picture(image)
-        scale = min(cell[0] / picture.width, cell[1] / picture.height)
-        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
         row, column = divmod(number, columns)
-        left = gap + column * step[0] + (cell[0] - size[0]) // 2
-        top = gap + row * step[1] + (cell[1] - size[1]) // 2
-        sheet.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
+        corner = gap + column * step[0], gap + row * step[1]
+        picture = _in_cell(_as_picture(image), cell)
+        left = corner[0] + (cell[0] - picture.width) // 2
+        sheet.paste(picture, (left, corner[1] + (cell[1] - picture.height) // 2))
+        top = corner[1] + cell[1]
+        for mask in masks[number] if masks else ():
+            sheet.paste(_INK, (corner[0] + (cell[0] - mask.width) // 2, top), mask)
+            top += mask.height
     return sheet
+
+
+def _in_cell(picture: Image.Image, cell: tuple[int, int]) -> Image.Image:
+    """Return a picture as large as its cell allows."""
+    scale = min(cell[0] / picture.width, cell[1] / picture.height)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _short_mask(text: str, height: int, width: int) -> Image.Image:
+    """`_text_mask`, with the end of the text left out when it is wider than `width`."""
+    mask, kept = _text_mask(text, height), len(text)
+    while mask.width > width and kept > 1:
+        kept = max(1, min(kept - 1, kept * width // mask.width))
+        mask = _text_mask(text[:kept] + "..", height)
+    return mask
 
 
 def picture_paths(paths: list[Path], folder: Path, where: str) -> dict[Path, Path]:

@@ -141,11 +141,11 @@ class Pair:
         raw: list[float] = []
 
         def both() -> float:
-            raw.append(_rate(fast.as_loaded))
-            return _rate(lambda: iter(fast))
+            raw.append(rate(fast.as_loaded))
+            return rate(lambda: iter(fast))
 
         print(f"{self}, {workers} workers", flush=True)
-        normalized = measure.take_turns(both, lambda: _rate(lambda: iter(reference)), turns)
+        normalized = measure.take_turns(both, lambda: rate(lambda: iter(reference)), turns)
         pixels = [(one, two) for one, (_, two) in zip(raw[1:], normalized, strict=True)]
         case = f"{self}, {workers} workers"
         sides = {"uint8 batches": pixels, "normalised on this CPU": normalized}
@@ -158,7 +158,7 @@ class Pair:
         return f"{self.phase}, {self.reference.name}"
 
 
-def _rate(batches: Callable[[], Any]) -> float:
+def rate(batches: Callable[[], Any]) -> float:
     """Images per second over all batches, from the first request to the last answer."""
     start, images = time.perf_counter(), 0
     for batch in batches():

@@ -14,6 +14,7 @@ from ppcls.data.datasets.detection import DetectionDataset, DetectionSample
 from ppcls.data.datasets.folder import ImageFolderDataset
 from ppcls.data.datasets.imagenet import ImageNetDataset
 from ppcls.data.datasets.lists import read_list
+from ppcls.data.datasets.shards import WebDataset
 from ppcls.data.datasets.voc import VOCDataset
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "OnError",
     "Sample",
     "VOCDataset",
+    "WebDataset",
     "read_list",
 ]

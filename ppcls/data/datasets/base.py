@@ -78,11 +78,15 @@ class ImageDataset:
         """Where a sample comes from: a path, or an archive, member and row."""
         raise NotImplementedError
 
+    def sample_name(self, index: int) -> str:
+        """A sample's name without its folder, the same wherever the data set lies."""
+        return os.path.basename(self.describe(index))
+
     def digest(self) -> str:
         """SHA-256 of the samples' names, in order, without their folders."""
         found = hashlib.sha256()
         for index in range(len(self)):
-            found.update(os.path.basename(self.describe(index)).encode("utf-8", "surrogateescape"))
+            found.update(self.sample_name(index).encode("utf-8", "surrogateescape"))
             found.update(b"\0")
         return found.hexdigest()
 

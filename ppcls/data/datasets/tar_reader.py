@@ -22,11 +22,11 @@ MAX_MEMBER_BYTES = 200 << 20  # also all wanted members together; CIFAR-100's tr
 MAX_EXTENSION_BYTES = 64 << 10
 MAX_MEMBERS = 64
 
-_BLOCK = 512
+BLOCK = 512
 _CHUNK = 1 << 18
 _GZIP = b"\x1f\x8b"
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
-_FILES, _FOLDER = (b"0", b"\0"), b"5"
+FILES, FOLDER = (b"0", b"\0"), b"5"
 _EXTENSIONS = (b"x", b"g", b"L")  # times, owners, long names: nothing that is needed here
 
 
@@ -52,7 +52,7 @@ def read_members(
         if header.kind not in _EXTENSIONS:
             names.append(header.name)
         name = header.name.removeprefix("./")
-        if header.kind in _FILES and name in wanted:
+        if header.kind in FILES and name in wanted:
             if header.size + sum(map(len, contents.values())) > MAX_MEMBER_BYTES:
                 raise stream.error(f"expected at most {MAX_MEMBER_BYTES:,} bytes to read", name)
             contents[name] = stream.read(header.size)
@@ -60,7 +60,7 @@ def read_members(
                 break
         else:
             stream.skip(header.size)
-        stream.skip(-header.size % _BLOCK)
+        stream.skip(-header.size % BLOCK)
     return contents, names
 
 
@@ -142,7 +142,7 @@ def _headers(stream: _Stream) -> Iterator[Header]:
     """Yield the headers, each checked; the caller moves the stream past the member's content."""
     for _ in range(MAX_MEMBERS):
         start = stream.position
-        block = b"".join(stream.chunks(_BLOCK))
+        block = b"".join(stream.chunks(BLOCK))
         if start and (not block or not any(block)):
             return
         header = _parse(block, stream, start)
@@ -157,24 +157,42 @@ def _headers(stream: _Stream) -> Iterator[Header]:
                 f"expected at most {MAX_TOTAL_BYTES:,} bytes, found {total:,} or more"
             )
         yield header
-    if any(b"".join(stream.chunks(_BLOCK))):
+    if any(b"".join(stream.chunks(BLOCK))):
         raise stream.error(f"expected at most {MAX_MEMBERS} members, found more")
 
 
 def _parse(block: bytes, stream: _Stream, start: int) -> Header:
-    checksum = _octal(block[148:156])
-    if len(block) < _BLOCK or checksum != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+    if not is_header(block):
         expected = f"a tar header at byte {start:,}" if start else "a tar or tar.gz archive"
         raise stream.error(f"expected {expected}, found other data")
-    name = _text(block[:100])
-    if block[257:263] == b"ustar\0" and block[345]:
-        name = f"{_text(block[345:500])}/{name}"
-    kind, size = block[156:157], _octal(block[124:136])
-    if kind not in (*_FILES, _FOLDER, *_EXTENSIONS):
+    name = _text(raw_name(block))
+    kind = block[156:157]
+    if kind not in (*FILES, FOLDER, *_EXTENSIONS):
         raise stream.error(f"expected a file or a folder, found type {kind!r}", name)
+    size = raw_size(block)
     if size is None:
         raise stream.error(f"expected a size in octal digits, found {block[124:136]!r}", name)
-    return Header(name, 0 if kind == _FOLDER else size, kind)
+    return Header(name, 0 if kind == FOLDER else size, kind)
+
+
+def is_header(block: bytes) -> bool:
+    """Whether a block of 512 bytes has a tar header's checksum."""
+    if len(block) < BLOCK:
+        return False
+    return _octal(block[148:156]) == sum(block) - sum(block[148:156]) + 8 * ord(" ")
+
+
+def raw_name(block: bytes) -> bytes:
+    """The name in a header, with its ustar prefix."""
+    name = block[:100].split(b"\0")[0]
+    if block[257:263] == b"ustar\0" and block[345]:
+        name = block[345:500].split(b"\0")[0] + b"/" + name
+    return name
+
+
+def raw_size(block: bytes) -> int | None:
+    """The size in a header; None for what is not octal digits, such as a negative number."""
+    return _octal(block[124:136])
 
 
 def _octal(field: bytes) -> int | None:
@@ -184,4 +202,4 @@ def _octal(field: bytes) -> int | None:
 
 def _text(field: bytes) -> str:
     """Return a name that is safe to show: no line breaks, no control characters."""
-    return field.split(b"\0")[0].decode("latin-1").encode("unicode_escape").decode()
+    return field.decode("latin-1").encode("unicode_escape").decode()
