@@ -117,11 +117,11 @@ def _in_cell(picture: Image.Image, cell: tuple[int, int]) -> Image.Image:
 
 
 def _short_mask(text: str, height: int, width: int) -> Image.Image:
-    """`_text_mask`, with the end of the text left out when it is wider than `width`."""
-    mask, kept = _text_mask(text, height), len(text)
+    """`text_mask`, with the end of the text left out when it is wider than `width`."""
+    mask, kept = text_mask(text, height), len(text)
     while mask.width > width and kept > 1:
         kept = max(1, min(kept - 1, kept * width // mask.width))
-        mask = _text_mask(text[:kept] + "..", height)
+        mask = text_mask(text[:kept] + "..", height)
     return mask
 
 
