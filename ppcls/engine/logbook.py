@@ -17,7 +17,7 @@ import paddle
 from ppcls.utils import distributed
 from ppcls.utils.errors import JobError, UserError
 from ppcls.utils.fileio import to_json
-from ppcls.utils.runtime import peak_bytes
+from ppcls.utils.runtime import peak_bytes, peak_tensor_bytes
 
 logger = logging.getLogger("ppcls")
 
@@ -31,7 +31,9 @@ def peak_memory() -> str:
     parts = []
     host = peak_bytes()
     if host is not None:
-        parts.append(f"{host / 2**20:.0f} MiB of the host")
+        tensors = peak_tensor_bytes()
+        held = "" if tensors is None else f" ({tensors / 2**20:.0f} in tensors)"
+        parts.append(f"{host / 2**20:.0f} MiB of the host{held}")
     if paddle.get_device().startswith("gpu"):
         device = paddle.device.cuda.max_memory_allocated()
         parts.append(f"{device / 2**20:.0f} MiB of {paddle.get_device()}")

@@ -122,6 +122,17 @@ def peak_bytes() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
+def peak_tensor_bytes() -> int | None:
+    """Return the most memory Paddle's tensors on the host have held so far, all at the same time.
+
+    None before Paddle is loaded, and where it does not count.
+    """
+    paddle = sys.modules.get("paddle")
+    core = None if paddle is None else paddle.base.core
+    count = getattr(core, "host_memory_stat_peak_value", None)
+    return None if count is None else count("Allocated", 0)
+
+
 def usable_cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -495,7 +495,10 @@ def test_skipped_images_are_counted(tmp_path, caplog):
     dataset = TinyImages(broken={3, 17, 40}, on_error="skip")
     trainer(tmp_path, tiny_net(), dataset=dataset, epochs=1).fit()
     (line,) = [line for line in caplog.messages if "[Train]" in line and "[Avg]" in line]
-    assert any(re.search(r"peak memory: \d+ MiB of the host", line) for line in caplog.messages)
+    assert any(
+        re.search(r"peak memory: \d+ MiB of the host \(\d+ in tensors\)", line)
+        for line in caplog.messages
+    )
     assert line.endswith(", skipped: 3")
     assert "[Eval][Epoch 1]skipped images: 3" in caplog.messages
     (result,) = records(tmp_path, "eval")

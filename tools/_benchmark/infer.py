@@ -80,6 +80,7 @@ class Contestant:
     environment: dict[str, str] = field(default_factory=dict)
     turns: list[list[float]] = field(default_factory=list)
     peak_bytes: int | None = None
+    peak_tensor_bytes: int | None = None
     script: ClassVar[Path] = _WORKER
 
     def take(self, answer: list) -> None:
@@ -105,6 +106,7 @@ class Contestant:
             **{f"ms_p{p}": float(np.percentile(times, p)) for p in (5, 90, 99)},
             "images_per_s": 1000 * case.batch / median,
             "peak_bytes": self.peak_bytes,
+            "peak_tensor_bytes": self.peak_tensor_bytes,
             "file_bytes": self.file_bytes,
         }
 
@@ -291,7 +293,8 @@ def compete(case: Case, contestants: Sequence[Contestant], args: argparse.Namesp
                 worker.turn(args.runs)
             print(f"{case}: turn {turn + 1} of {args.turns}", flush=True)
         for worker in workers:
-            worker.contestant.peak_bytes = worker.ask("end")
+            found = worker.contestant
+            found.peak_bytes, found.peak_tensor_bytes = worker.ask("end")
     finally:
         for worker in workers:
             worker.close()

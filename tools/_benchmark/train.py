@@ -101,8 +101,10 @@ def compare(case: Case, found: list[Trained]) -> Iterator[dict[str, Any]]:
     ours, *others = found
     for other in others:
         row = infer.row(case, ours, other)
-        if ours.peak_bytes and other.peak_bytes:
-            row["peak_ratio"] = other.peak_bytes / ours.peak_bytes
+        for name in ("peak_bytes", "peak_tensor_bytes"):
+            mine, its = getattr(ours, name), getattr(other, name)
+            if mine and its:
+                row[name.replace("bytes", "ratio")] = its / mine
         yield row
 
 
@@ -111,15 +113,18 @@ def markdown(results: list[dict[str, Any]]) -> str:
     lines = [
         "| network | batch | size | what trains it | images/s | ms a step | p5 | p90 | "
         + " | ".join(PHASES)
-        + " | peak MiB |",
-        "|---" * (9 + len(PHASES)) + "|",
+        + " | peak MiB | of tensors |",
+        "|---" * (10 + len(PHASES)) + "|",
     ]
     for r in results:
         name = f"**{r['name']}**" if r["side"] == "ours" else r["name"]
         parts = " | ".join(f"{r[f'ms_{phase}']:.1f}" for phase in PHASES)
-        peak = f"{r['peak_bytes'] / 2**20:.0f}" if r["peak_bytes"] else ""
+        peak, tensors = (
+            f"{r[name] / 2**20:.0f}" if r[name] else ""
+            for name in ("peak_bytes", "peak_tensor_bytes")
+        )
         lines.append(
             f"| {r['network']} | {r['batch']} | {r['size']} | {name} | {r['images_per_s']:.1f} "
-            f"| {r['ms_median']:.0f} | {r['ms_p5']:.0f} | {r['ms_p90']:.0f} | {parts} | {peak} |"
+            f"| {r['ms_median']:.0f} | {r['ms_p5']:.0f} | {r['ms_p90']:.0f} | {parts} | {peak} | {tensors} |"
         )
     return "\n".join(lines)

@@ -4,8 +4,8 @@
 
 Its own process gives it the environment it would have alone, and its peak memory. It reads lines
 from standard input: a number runs the network so many times and answers with a JSON list of
-milliseconds; `end` answers with the peak memory in bytes and ends. Before the first line it says
-that it is ready.
+milliseconds; `end` answers with its peak memory in bytes, and that of Paddle's tensors, and ends.
+Before the first line it says that it is ready.
 """
 
 from __future__ import annotations
@@ -204,9 +204,9 @@ def serve(spec: dict[str, Any], answers: TextIO, measure: Callable[[], Any]) -> 
         if line.strip() == "end":
             break
         print(json.dumps([measure() for _ in range(int(line))]), file=answers)
-    from ppcls.utils.runtime import peak_bytes
+    from ppcls.utils.runtime import peak_bytes, peak_tensor_bytes
 
-    print(json.dumps(peak_bytes()), file=answers)
+    print(json.dumps([peak_bytes(), peak_tensor_bytes()]), file=answers)
 
 
 def answers_alone() -> TextIO:
