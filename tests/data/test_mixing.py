@@ -137,7 +137,9 @@ def test_the_last_batch_is_mixed_too(count):
 # What may not change it
 
 
-@pytest.mark.parametrize("ops", [MIXUP, BOTH], ids=["mixup", "both"])
+@pytest.mark.parametrize(
+    "ops", [pytest.param(MIXUP, marks=pytest.mark.slow), BOTH], ids=["mixup", "both"]
+)
 def test_batch_size_accumulation_workers_and_processes_do_not_change_a_sample(ops):
     expected = joined(mixed(ops=ops)[0])
     for batch_size in (1, 5, 32, 200):

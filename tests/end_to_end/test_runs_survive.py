@@ -87,14 +87,14 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(workspace, shor
     process.kill()
     process.communicate()
     sets = sorted((run_folder(workspace) / "sets").glob("*.json"))
-    assert len(sets) == 2
+    assert len(sets) in (2, 3)  # three when the kill came before the oldest had gone
     broken = sets[-1].with_suffix(".pdopt")
     data = bytearray(broken.read_bytes())
     data[len(data) // 2] ^= 255
     broken.write_bytes(data)
     run = finished(train(workspace, short))
     assert f"{sets[-1].stem} is damaged" in run.out and "trying the set before it" in run.out
-    assert f"{sets[0].stem}" in run.out
+    assert f"{sets[-2].stem}" in run.out
     assert_same_end(workspace, undisturbed)
 
 

@@ -104,7 +104,7 @@ def augmented(folder, model, **options):
     return mixing(folder, model, ema=EMA, update_freq=2, **options)
 
 
-@pytest.mark.parametrize("step", [2, 5])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_killed_inside_an_epoch_and_started_again(tmp_path, step):
     whole, folder = tiny_net(dropout=0.4), tmp_path / "parts"
     augmented(tmp_path / "whole", whole).fit()
@@ -119,7 +119,7 @@ def test_killed_inside_an_epoch_and_started_again(tmp_path, step):
         np.testing.assert_array_equal(averages(folder)[name], array, name)
 
 
-@pytest.mark.parametrize("steps", [1, 6])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 6])
 def test_stopped_and_started_again_with_its_evaluations(tmp_path, steps):
     whole, folder = tiny_net(), tmp_path / "parts"
     everything(tmp_path / "whole", whole, ema=EMA).fit()

@@ -92,7 +92,13 @@ def test_a_released_network_trains_like_one_that_was_never_frozen(tmp_path):
 
 @pytest.mark.parametrize(
     ("steps", "optimizer"),
-    [(2, LAMB), (4, MOMENTUM), (4, ADAMW), (5, ADAMW), (6, MOMENTUM)],
+    [
+        (2, LAMB),
+        pytest.param(4, MOMENTUM, marks=pytest.mark.slow),
+        (4, ADAMW),
+        pytest.param(5, ADAMW, marks=pytest.mark.slow),
+        pytest.param(6, MOMENTUM, marks=pytest.mark.slow),
+    ],
     ids=lambda value: value["name"] if isinstance(value, dict) else value,
 )
 def test_stopped_around_the_release_and_started_again(tmp_path, optimizer, steps):

@@ -72,8 +72,19 @@ def stop_after(run, steps):
     run.train_step = counting
 
 
-@pytest.mark.parametrize("optimizer", [MOMENTUM, ADAMW], ids=["Momentum", "AdamW"])
-@pytest.mark.parametrize("steps", range(1, STEPS + 1))
+@pytest.mark.parametrize(
+    ("optimizer", "steps"),
+    [
+        pytest.param(
+            optimizer,
+            steps,
+            id=f"{optimizer['name']}-{steps}",
+            marks=[] if (optimizer is ADAMW) == (steps % 2 == 0) else [pytest.mark.slow],
+        )
+        for optimizer in (MOMENTUM, ADAMW)
+        for steps in range(1, STEPS + 1)
+    ],
+)
 def test_stopped_after_any_step_and_started_again(tmp_path, steps, optimizer):
     whole = tiny_net(dropout=0.4)
     everything(tmp_path / "whole", whole, optimizer=optimizer).fit()
@@ -91,8 +102,18 @@ def test_stopped_after_any_step_and_started_again(tmp_path, steps, optimizer):
     assert_same_end((folder, second), (tmp_path / "whole", whole))
 
 
-@pytest.mark.parametrize("step", range(STEPS))
-@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("every", "step"),
+    [
+        pytest.param(
+            every,
+            step,
+            marks=[] if step % 3 == every - 1 else [pytest.mark.slow],
+        )
+        for every in (1, 2, 3)
+        for step in range(STEPS)
+    ],
+)
 def test_killed_in_any_step_and_started_again(tmp_path, step, every):
     """A kill leaves what was saved last; the records of the steps after it are written again."""
     options = {"save_interval_steps": every, "epochs": 2}

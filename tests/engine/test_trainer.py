@@ -55,7 +55,7 @@ def test_groups(step, size, steps, group):
     assert list(group_of(step, size, steps)) == group
 
 
-@pytest.mark.parametrize("count", [64, 80, 72, 56, 40])
+@pytest.mark.parametrize("count", [64, 80, 72, 56, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("optimizer", [MOMENTUM, ADAMW], ids=["Momentum", "AdamW"])
 def test_accumulation_is_one_large_batch(tmp_path, count, optimizer):
     """64: whole groups; 80: the last group has one step; the rest: the last batch is smaller."""
@@ -132,9 +132,9 @@ def test_a_small_network_overfits_eight_images(tmp_path):
         tiny_net(),
         dataset=TinyImages(8),
         batch_size=8,
-        epochs=60,
-        eval_interval=60,
-        save_interval=60,
+        epochs=40,
+        eval_interval=40,
+        save_interval=40,
     )
     run.fit()
     (result,) = records(tmp_path, "eval")
@@ -320,9 +320,17 @@ AT_ONCE = {**MOMENTUM, "use_multi_tensor": True}
 
 
 @pytest.mark.parametrize(
-    "optimizer", [MOMENTUM, AT_ONCE, ADAMW], ids=["Momentum", "all tensors at once", "AdamW"]
+    ("optimizer", "update_freq"),
+    [
+        (MOMENTUM, 3),
+        (AT_ONCE, 1),
+        (ADAMW, 3),
+        pytest.param(MOMENTUM, 1, marks=pytest.mark.slow),
+        pytest.param(AT_ONCE, 3, marks=pytest.mark.slow),
+        pytest.param(ADAMW, 1, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: None if isinstance(value, int) else value["name"],
 )
-@pytest.mark.parametrize("update_freq", [1, 3])
 def test_two_epochs_and_two_more_are_four(tmp_path, optimizer, update_freq):
     """Bit for bit on a CPU, dropout and all, although Paddle names each network's parts anew."""
     options = {"epochs": 4, "optimizer": optimizer, "update_freq": update_freq, "seed": 3}
