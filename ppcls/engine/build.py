@@ -132,7 +132,9 @@ def make_fast(session: Session, model: nn.Layer) -> nn.Layer:
         if session.device == "cpu":
             for line in accelerate(model):
                 logger.info("%s", line)
-            if not session.recipe.Arch.get("recompute"):  # there memory counts more than time
+            if session.recipe.Arch.get("recompute"):  # memory counts more than time
+                runtime.return_freed_memory()
+            else:
                 runtime.keep_freed_memory()
         return model
     spec = [paddle.static.InputSpec([None, *config.image_shape], "float32")]

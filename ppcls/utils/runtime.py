@@ -15,9 +15,7 @@ from ppcls.utils import distributed
 from ppcls.utils.errors import UserError
 
 THREADS_VARIABLE = "PPCLS_NUM_THREADS"
-# mallopt's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD: no block has a mapping of its own, nothing
-# is returned, and the heap grows by this many bytes.
-_MALLOC = {-4: 0, -1: -1, -2: 64 * 2**20}
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # glibc's malloc.h
 _PADDLE_NOISE = (
     "OMP_NUM_THREADS set to",
     "speed will not be optimized if you use data parallel",
@@ -95,11 +93,23 @@ def keep_freed_memory() -> bool:
     Kept memory is at most what the process has held at its peak. What the user set in the
     environment stays: `MALLOC_MMAP_MAX_`, `GLIBC_TUNABLES`...
     """
+    return _tune_malloc({_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 * 2**20})
+
+
+def return_freed_memory() -> bool:
+    """Let the C library return every freed tensor of a megabyte at once, and say whether it does.
+
+    The opposite of `keep_freed_memory`: a process then holds little more than its tensors.
+    """
+    return _tune_malloc({_MMAP_THRESHOLD: 2**20, _TRIM_THRESHOLD: 2**20})
+
+
+def _tune_malloc(values: dict[int, int]) -> bool:
     is_chosen = any(name.startswith("MALLOC_") for name in os.environ)
     mallopt = None if sys.platform == "win32" else getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or is_chosen or "GLIBC_TUNABLES" in os.environ:
         return False
-    return all(mallopt(parameter, value) == 1 for parameter, value in _MALLOC.items())
+    return all(mallopt(parameter, value) == 1 for parameter, value in values.items())
 
 
 def wanted_threads() -> int | None:

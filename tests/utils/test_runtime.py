@@ -186,7 +186,7 @@ def test_utils_do_not_import_paddle():
 FAULTS = """
 import resource, sys
 from ppcls.utils import runtime
-print(runtime.keep_freed_memory())
+print(getattr(runtime, sys.argv[1])())
 size = 50_000_000
 for _ in range(20):
     b"x" * size
@@ -195,20 +195,21 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
-def test_freed_memory_is_kept_unless_the_user_chose():
-    def run(**environment):
+def test_freed_memory_is_kept_or_returned_unless_the_user_chose():
+    def run(what, **environment):
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
         done = subprocess.run(
-            [sys.executable, "-c", FAULTS],
+            [sys.executable, "-c", FAULTS, what],
             capture_output=True,
             text=True,
             check=True,
             env={**clean, **environment},
         )
-        kept, faults = done.stdout.split()
-        return kept, int(faults)
+        was_set, faults = done.stdout.split()
+        return was_set, int(faults)
 
-    kept, faults = run()
-    left, more_faults = run(MALLOC_ARENA_MAX="8")
-    assert (kept, left) == ("True", "False")
-    assert faults + 15 * 50_000_000 / 4096 < more_faults
+    kept, few = run("keep_freed_memory")
+    returned, many = run("return_freed_memory")
+    left, _ = run("keep_freed_memory", MALLOC_ARENA_MAX="8")
+    assert (kept, returned, left) == ("True", "True", "False")
+    assert few + 15 * 50_000_000 / 4096 < many

@@ -128,7 +128,9 @@ def open_ours(spec: dict[str, Any]) -> PaddleStep:
 
     model = create_model(spec["network"], class_num=CLASSES, recompute=spec["recompute"])
     accelerate(model)
-    if not spec["recompute"]:
+    if spec["recompute"]:
+        runtime.return_freed_memory()
+    else:
         runtime.keep_freed_memory()
     return PaddleStep(model, spec["shape"])
 
