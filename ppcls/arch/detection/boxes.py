@@ -52,7 +52,12 @@ def decode(offsets: Tensor, priors: Tensor) -> Tensor:
 
     priors: [P, 4] centres. The result is not clipped to the image.
     """
-    centre = priors[:, :2] + CENTRE_VARIANCE * offsets[..., :2] * priors[:, 2:]
-    size = priors[:, 2:] * paddle.exp(SIZE_VARIANCE * offsets[..., 2:])
+    return decode_parts(offsets[..., :2], offsets[..., 2:], priors[:, :2], priors[:, 2:])
+
+
+def decode_parts(shifts: Tensor, growths: Tensor, centres: Tensor, sides: Tensor) -> Tensor:
+    """Do what `decode` does, of the two halves of offsets [..., P, 2] and of priors [P, 2]."""
+    centre = centres + CENTRE_VARIANCE * shifts * sides
+    size = sides * paddle.exp(SIZE_VARIANCE * growths)
     first = centre - size / 2
     return paddle.concat([first, first + size], axis=-1)
