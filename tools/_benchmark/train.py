@@ -125,6 +125,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
         )
         lines.append(
             f"| {r['network']} | {r['batch']} | {r['size']} | {name} | {r['images_per_s']:.1f} "
-            f"| {r['ms_median']:.0f} | {r['ms_p5']:.0f} | {r['ms_p90']:.0f} | {parts} | {peak} | {tensors} |"
+            f"| {r['ms_median']:.0f} | {r['ms_p5']:.0f} | {r['ms_p90']:.0f} | {parts} "
+            f"| {peak} | {tensors} |"
         )
     return "\n".join(lines)
