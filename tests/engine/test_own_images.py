@@ -66,6 +66,16 @@ def test_a_run_s_recipe_needs_no_folder(tmp_path):
         resolve(other, recipe=tmp_path / "config.yaml")
 
 
+def test_a_teacher_knows_the_classes_of_the_folder(tmp_path):
+    """Whatever the recipe says, as of the student; the run's recipe reads back."""
+    digits = FOLDER / "HarDNet39_ds_digits_distill.yaml"  # of ten classes
+    found = resolve(fill(tmp_path / "own", *CLASSES), recipe=digits)
+    assert found.class_num == 3 and found.distillation.network["class_num"] == 3
+    (tmp_path / "config.yaml").write_text(found.to_yaml(), encoding="utf-8")
+    again = load_recipe(tmp_path / "config.yaml")[0]
+    assert again.to_mapping() == found.to_mapping()
+
+
 def test_train_and_val_are_taken_as_they_are(tmp_path, caplog):
     fill(tmp_path / "train", *CLASSES)
     fill(tmp_path / "val", "no/5.png", "cat/5.png")
