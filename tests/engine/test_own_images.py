@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from ppcls.engine.build import _check_same_classes
-from ppcls.engine.classify import class_names
 from ppcls.engine.config import Recipe, load_recipe
+from ppcls.engine.names import class_names
 from ppcls.engine.own_images import find_images, with_own_images
 from ppcls.utils.errors import ConfigError, DataError
 
