@@ -35,9 +35,12 @@ def show(args: argparse.Namespace) -> dict[str, Any]:
     runtime.import_paddle()
     from ppcls.engine.config import load_recipe
     from ppcls.engine.draw import save_picture
+    from ppcls.engine.own_images import with_own_images
     from ppcls.engine.show import load_batch, make_sheet, make_tiles, names_of
+    from ppcls.engine.testing import at_test_size
 
     recipe, _ = load_recipe(args.config, args.override)
+    recipe = at_test_size(with_own_images(recipe))
     dataset, batch = load_batch(recipe, args.split, args.epoch, args.step)
     tiles = make_tiles(batch, dataset, names_of(dataset, recipe), args.images)
     sheet = make_sheet(tiles, args.columns)

@@ -15,6 +15,7 @@ for a model that does not say its own, where PaddleClas does not look at it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,10 @@ class Distillation:
     def student_where(self) -> str:
         """What errors call the student's section."""
         return f"Arch.models[{1 - self.place}].{self.student}"
+
+    def with_classes(self, class_num: int) -> Distillation:
+        """Return the same with a teacher of so many classes."""
+        return dataclasses.replace(self, network={**self.network, "class_num": class_num})
 
     def joined(self, student: Section) -> Section:
         """Return the whole section again, with `student` as the student's."""

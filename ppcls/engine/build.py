@@ -37,6 +37,7 @@ from ppcls.engine.ema import ExponentialMovingAverage
 from ppcls.engine.evaluator import EvalResult, Evaluator
 from ppcls.engine.freezing import build_freezing
 from ppcls.engine.logbook import Logbook, check_visualdl, format_values
+from ppcls.engine.names import with_names_of
 from ppcls.engine.own_images import with_own_images
 from ppcls.engine.parts import parameters_by_part
 from ppcls.engine.precision import Precision
@@ -270,6 +271,7 @@ def build_trainer(session: Session) -> Trainer:
     if evaluator is not None:
         _check_same_classes(loader, evaluator.loader)
     check_first_bytes(loader)
+    recipe = with_names_of(recipe, loader.dataset)
     facts = resume.data_facts(loader)  # reads every sample's name: once
     if taught_by is not None:
         facts["teacher"] = taught_by

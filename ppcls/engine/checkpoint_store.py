@@ -27,7 +27,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ppcls.utils.errors import JobError, UserError
-from ppcls.utils.fileio import atomic_write, atomic_write_text, replacing, sync_folder
+from ppcls.utils.fileio import (
+    atomic_write,
+    atomic_write_text,
+    replacing,
+    sha256_of,
+    sync_folder,
+)
 from ppcls.utils.pickle_writer import PickleWriter
 
 logger = logging.getLogger("ppcls")
@@ -370,14 +376,10 @@ def _compare(path: Path, expected: Mapping[str, Any]) -> None:
     size = path.stat().st_size
     if size != expected["bytes"]:
         raise UserError(f"{path}: expected {expected['bytes']} bytes, found {size}")
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected["sha256"]:
+    digest = sha256_of(path)
+    if digest != expected["sha256"]:
         raise UserError(
-            f"{path}: expected SHA-256 {str(expected['sha256'])[:12]}..., "
-            f"found {digest.hexdigest()[:12]}..."
+            f"{path}: expected SHA-256 {str(expected['sha256'])[:12]}..., found {digest[:12]}..."
         )
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppcls.engine.classify import class_names
 from ppcls.engine.config import Recipe
 from ppcls.engine.confusion_picture import MOST_CLASSES, draw_confusion
 from ppcls.engine.draw import save_picture
 from ppcls.engine.evaluator import Predictions
+from ppcls.engine.names import all_names, class_names
 from ppcls.metric.confusion import (
     Names,
     as_csv,
@@ -68,8 +68,7 @@ class ClassReport:
         """
         names = self.names
         if names is None and found.class_names is not None:
-            more = range(len(found.class_names), self.class_num)
-            names = [*found.class_names, *map(str, more)]
+            names = all_names(found.class_names, self.class_num)
         labels, predicted = found.labels, found.predicted
         rows = class_rows(labels, predicted, self.class_num, names)
         report: dict[str, Any] = {"mean_class_accuracy": mean_class_accuracy(rows)}

@@ -10,11 +10,11 @@ import numpy as np
 import paddle
 from paddle import nn
 
-import ppcls
 from ppcls.data.images import Preparation, list_images
 from ppcls.engine.build import Session, build_network, make_fast, require_weights
-from ppcls.engine.config import PostProcessConfig, Recipe
+from ppcls.engine.config import Recipe
 from ppcls.engine.evaluator import averaged_logits
+from ppcls.engine.names import class_names
 from ppcls.engine.precision import Precision
 from ppcls.metric.results import check_finite, describe_classes, top_classes
 from ppcls.utils.errors import ConfigError, DataError, UserError
@@ -64,58 +64,6 @@ def images_to_infer(recipe: Recipe) -> list[Path]:
             "type -o Infer.infer_imgs=PATH"
         )
     return list_images(Path(recipe.Infer.infer_imgs))
-
-
-def read_class_names(path: str | Path, delimiter: str | None = None) -> dict[int, str]:
-    """Read lines of `id name` (PaddleClas's label files). Raises DataError with file and line."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such label file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a UTF-8 text file: {error}") from error
-    names: dict[int, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        head, _, name = line.strip().partition(delimiter) if delimiter else _split(line)
-        if not head.strip().isdecimal() or not name.strip():
-            raise DataError(f"{path}:{number}: expected 'id name', got {line!r}")
-        names[int(head)] = name.strip()
-    return names
-
-
-def _split(line: str) -> tuple[str, str, str]:
-    head, *rest = line.split(maxsplit=1)
-    return head, " ", rest[0] if rest else ""
-
-
-def class_names(post: PostProcessConfig, class_num: int) -> dict[int, str] | None:
-    if post.class_names is not None:
-        if len(post.class_names) != class_num:
-            raise ConfigError(
-                f"Infer.PostProcess.class_names: expected {class_num} names (Arch.class_num), "
-                f"got {len(post.class_names)}"
-            )
-        return dict(enumerate(post.class_names))
-    if post.class_id_map_file is None:
-        return None
-    names = read_class_names(_packaged(post.class_id_map_file), post.delimiter)
-    if sorted(names) != list(range(class_num)):
-        raise DataError(
-            f"{post.class_id_map_file}: expected names of the classes 0 to {class_num - 1} "
-            f"(Arch.class_num), found {len(names)} names; "
-            "type -o Infer.PostProcess.class_id_map_file=null to do without"
-        )
-    return names
-
-
-def _packaged(path: str) -> Path:
-    """A path such as PaddleClas's `ppcls/utils/imagenet1k_label_list.txt` also means the file of
-    this package, from any folder."""
-    if not Path(path).exists() and path.startswith("ppcls/"):
-        return Path(ppcls.__file__).parents[1] / path
-    return Path(path)
 
 
 def inference_transforms(recipe: Recipe) -> tuple[list, str]:

@@ -25,9 +25,10 @@ from ppcls.deploy.package import InputSpec as ManifestInput
 from ppcls.deploy.package import Manifest
 from ppcls.deploy.verify import Check
 from ppcls.engine.build import Session, build_network, require_weights
-from ppcls.engine.classify import class_names, images_to_infer, inference_transforms
+from ppcls.engine.classify import images_to_infer, inference_transforms
 from ppcls.engine.config import Recipe
 from ppcls.engine.evaluator import logits_of
+from ppcls.engine.names import class_names
 from ppcls.utils.errors import DataError, JobError, UserError
 
 logger = logging.getLogger("ppcls")

@@ -6,8 +6,9 @@ a folder per class; a share of each class is then held out (`Global.val_fraction
 
     recipe with Global.data_dir --with_own_images--> recipe that names folders, classes and parts
 
-The result holds all of it (data sets, `Arch.class_num`, `Infer.PostProcess.class_names`) and no
-`data_dir`, so that a run's `config.yaml` is complete where the images are not at hand.
+The result holds all of it (data sets, `Arch.class_num`, a teacher's too, and
+`Infer.PostProcess.class_names`) and no `data_dir`, so that a run's `config.yaml` is complete where
+the images are not at hand.
 """
 
 from __future__ import annotations
@@ -62,17 +63,19 @@ def with_own_images(recipe: Recipe) -> Recipe:
             f"found {shown(found.class_names)}"
         )
     _log(found, recipe)
-    sections = recipe.DataLoader
+    sections, teaching = recipe.DataLoader, recipe.distillation
+    class_num = len(found.class_names)
     post = dataclasses.replace(
         recipe.Infer.PostProcess,
         class_id_map_file=None,
         class_names=found.class_names,
-        topk=min(recipe.Infer.PostProcess.topk, len(found.class_names)),
+        topk=min(recipe.Infer.PostProcess.topk, class_num),
     )
     return dataclasses.replace(
         recipe,
         Global=dataclasses.replace(recipe.Global, data_dir=None),
-        Arch={**recipe.Arch, "class_num": len(found.class_names)},
+        Arch={**recipe.Arch, "class_num": class_num},
+        distillation=None if teaching is None else teaching.with_classes(class_num),
         DataLoader=LoaderSections(
             Train=_with_dataset(sections.Train, found, recipe, "train"),
             Eval=_with_dataset(sections.Eval, found, recipe, "val"),

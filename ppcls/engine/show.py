@@ -27,9 +27,9 @@ from ppcls.data.loader import (
 from ppcls.data.sampler import GlobalBatchSampler, SampleKey
 from ppcls.data.transforms import DecodeImage, NormalizeImage
 from ppcls.data.transforms.boxes import PixelTransform
-from ppcls.engine.classify import class_names
 from ppcls.engine.config import Recipe
 from ppcls.engine.draw import contact_sheet, draw_boxes
+from ppcls.engine.names import all_names, class_names
 from ppcls.utils.errors import ConfigError, UserError
 
 Split = Literal["Train", "Eval"]
@@ -130,8 +130,7 @@ def names_of(dataset: ImageDataset, recipe: Recipe) -> list[str]:
     found = class_names(recipe.Infer.PostProcess, recipe.class_num)
     if found is not None:
         return [found[label] for label in range(recipe.class_num)]
-    known = dataset.class_names or []
-    return [*known, *map(str, range(len(known), dataset.class_num))]
+    return all_names(dataset.class_names or [], dataset.class_num)
 
 
 def make_tiles(

@@ -18,10 +18,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ppcls.utils.errors import NotDownloaded, UserError
-from ppcls.utils.fileio import atomic_write_text
+from ppcls.utils.fileio import atomic_write_text, digest_of, sha256_of
 from ppcls.utils.http_file import DownloadError, discard, is_web_address, receive, shown
 
 try:
@@ -114,22 +113,10 @@ def _mirror(file_name: str) -> list[str]:
     return [f"{base.rstrip('/')}/{file_name}"] if base else []
 
 
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    return _digest(path, hashlib.sha256())
-
-
 def git_blob_of(path: Path) -> str:
     """The id git gives a file's content."""
     header = b"blob %d\0" % path.stat().st_size
-    return _digest(path, hashlib.sha1(header, usedforsecurity=False))
-
-
-def _digest(path: Path, digest: Any) -> str:
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return digest_of(path, hashlib.sha1(header, usedforsecurity=False))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import mmap
@@ -27,6 +28,20 @@ except ImportError:  # not on Windows
 # Answers to creating a file that say something of its name or place; others are of the disk.
 _NOT_THERE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _NOT_THERE += (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
+_CHUNK = 1 << 20  # bytes read at once
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file. Raises OSError."""
+    return digest_of(path, hashlib.sha256())
+
+
+def digest_of(path: str | Path, digest: Any) -> str:
+    """Hexadecimal digest of a file by an object of `hashlib`, which it goes on from."""
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def atomic_write(path: str | Path, writer: Callable[[BinaryIO], None]) -> None:

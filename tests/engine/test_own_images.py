@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from ppcls.engine.build import _check_same_classes
-from ppcls.engine.classify import class_names
 from ppcls.engine.config import Recipe, load_recipe
+from ppcls.engine.names import class_names
 from ppcls.engine.own_images import find_images, with_own_images
 from ppcls.utils.errors import ConfigError, DataError
 
@@ -64,6 +64,16 @@ def test_a_run_s_recipe_needs_no_folder(tmp_path):
     with pytest.raises(ConfigError, match="expected the classes of Infer.PostProcess.class_names, "
                        "'1', 'cat', 'no', found '1', 'no'"):  # fmt: skip
         resolve(other, recipe=tmp_path / "config.yaml")
+
+
+def test_a_teacher_knows_the_classes_of_the_folder(tmp_path):
+    """Whatever the recipe says, as of the student; the run's recipe reads back."""
+    digits = FOLDER / "HarDNet39_ds_digits_distill.yaml"  # of ten classes
+    found = resolve(fill(tmp_path / "own", *CLASSES), recipe=digits)
+    assert found.class_num == 3 and found.distillation.network["class_num"] == 3
+    (tmp_path / "config.yaml").write_text(found.to_yaml(), encoding="utf-8")
+    again = load_recipe(tmp_path / "config.yaml")[0]
+    assert again.to_mapping() == found.to_mapping()
 
 
 def test_train_and_val_are_taken_as_they_are(tmp_path, caplog):

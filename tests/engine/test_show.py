@@ -113,6 +113,22 @@ def test_the_script(recipe, tmp_path, capsys):
     assert len(images) == 3 and images[0]["image"].endswith(".png") and images[0]["label"]
 
 
+def test_the_script_sees_what_a_run_does(recipe, tmp_path, capsys):
+    """The images of `Global.data_dir`, and in evaluation those of `Global.test_size`."""
+    own = tmp_path / "own"
+    for name in ("ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png"):
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (SIDE, SIDE)).save(own / name)
+    out, result = tmp_path / "sheet.png", tmp_path / "r.json"
+    options = ["--split", "Eval", "--out", out, "--json", result, "-o", f"Global.data_dir={own}"]
+    resize = "DataLoader.Eval.dataset.transform_ops=[DecodeImage: null, ResizeImage: {size: 200}]"
+    assert main("-c", recipe, *options, resize, "Global.test_size=300") == 0
+    shown = json.loads(result.read_text())["images"]
+    assert [image["label"] for image in shown] == [["ant"], ["bee"]]
+    with Image.open(out) as sheet:
+        assert 600 < sheet.width < 700
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -26,10 +26,10 @@ from ppcls.data.datasets.web_samples import (
     read_sample,
     stream_samples,
 )
+from ppcls.utils import fileio
 from ppcls.utils.errors import DataError, UserError
 from ppcls.utils.fileio import map_file, to_json
 
-_CHUNK = 1 << 20
 _OVERHEAD = 40 * BLOCK  # at most: headers, padding, small members, the end of the archive
 
 
@@ -164,15 +164,11 @@ class _HashingFile(io.RawIOBase):
 
 
 def sha256_of(path: str) -> str:
-    """SHA-256 of a file. Raises DataError when it cannot be read."""
-    found = hashlib.sha256()
+    """SHA-256 of a shard. Raises DataError when it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                found.update(chunk)
+        return fileio.sha256_of(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return found.hexdigest()
 
 
 def list_shard(path: str) -> Iterator[Entry]:
