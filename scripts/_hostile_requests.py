@@ -171,6 +171,47 @@ def _long_text() -> bytes:
     return _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"\0" * 20_000_000))
 
 
+def _many_parts(rng: random.Random, limits: dict[str, int]) -> bytes:
+    """A small picture in so many parts that decoders would take minutes."""
+    jpeg, png = _file(rng, "JPEG"), _file(rng, "PNG")
+    count = rng.randint(12_000, 20_000)
+    exif = b"\xff\xe1\0\2" * count
+    fill = b"\xff" * count
+    files = [
+        jpeg[:2] + exif + jpeg[2:],
+        jpeg[:2] + fill + jpeg[2:],
+        png[:33] + _chunk(b"zzZz", b"") * count + png[33:],
+        b"P3\n200 200\n255\n" + b"1 #\n" * count,
+        progressive_jpeg(rng.randint(8, 1000), rng.randint(101, 400)),
+    ]
+    return _image_request(rng.choice(files))
+
+
+def progressive_jpeg(side: int, scans: int) -> bytes:
+    """A grey JPEG file whose scans but the first say that there is nothing more to say."""
+
+    def segment(marker: int, data: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+
+    blocks = (-(-side // 8)) ** 2
+    runs = -(-blocks // 32767)  # blocks that fifteen bits, 0 and fourteen ones, pass over
+    bits = ("0" + "1" * 14) * runs
+    bits += "1" * (-len(bits) % 8)
+    ends = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    return b"".join(
+        [
+            b"\xff\xd8",
+            segment(0xDB, b"\0" + b"\1" * 64),
+            segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0"),
+            segment(0xC4, b"\0\1" + b"\0" * 15 + b"\0"),
+            segment(0xC4, b"\x10\1" + b"\0" * 15 + b"\xe0"),
+            segment(0xDA, b"\1\1\0\0\0\0") + b"\0" * -(-blocks // 8),
+            (segment(0xDA, b"\1\1\0\1\x3f\0") + ends) * (scans - 1),
+            b"\xff\xd9",
+        ]
+    )
+
+
 def _animation(rng: random.Random, limits: dict[str, int]) -> bytes:
     file = io.BytesIO()
     first, *rest = (_noise(rng, 16, 16) for _ in range(rng.randint(2, 5)))
@@ -298,6 +339,7 @@ _KINDS: dict[str, Callable] = {
     "claims a size": _claims_size,
     "bomb": _bomb,
     "text bomb": _text_bomb,
+    "many parts": _many_parts,
     "animation": _animation,
     "JSON": _json,
     "form": _form,

@@ -7,9 +7,9 @@ from pathlib import Path
 import PIL.Image  # noqa: F401  before Paddle, which brings a libjpeg and a libpng of its own
 import pytest
 
-from ppcls.deploy.openvino_packages import disable_telemetry
+from ppcls.deploy.telemetry import disable_telemetry
 
-disable_telemetry()  # importing openvino would send an event
+disable_telemetry()  # importing openvino or onnxruntime would send an event
 
 # As if a tool were started from there: it finds its neighbour `_bootstrap`.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))

@@ -39,8 +39,8 @@ def parser() -> argparse.ArgumentParser:
         "--format",
         default="paddle",
         metavar="FORMS",
-        help="forms to write, comma-separated: paddle, onnx, openvino, openvino-int8 "
-        "(default: %(default)s)",
+        help="forms to write, comma-separated: paddle, onnx, openvino (openvino-bf16 is the same), "
+        "openvino-int8 (default: %(default)s)",
     )
     parser.add_argument(
         "--bake-normalization",
@@ -122,7 +122,8 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     check_arguments(args)
     runtime_note = runtime.import_paddle()
     from ppcls.deploy import export as exporter
-    from ppcls.engine import build, exporting, exporting_detector
+    from ppcls.deploy import quantize
+    from ppcls.engine import build, calibrate, exporting, exporting_detector
 
     start = time.perf_counter()
     overrides = exporting.with_checkpoint(args.override, args.checkpoint) + test_overrides(args)
@@ -135,8 +136,11 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     is_detector = session.recipe.Global.task == "detection"
     make_plan = exporting_detector.detector_plan if is_detector else exporting.classifier_plan
     tolerance = exporting_detector.TOLERANCE if is_detector else exporter.TOLERANCE
+    plan = make_plan(session, exporting.options_of(args))
+    if quantize.FORM in forms:  # no images: said now, not when the other forms are written
+        calibrate.calibration_inputs(session.recipe, plan.manifest)
     manifest = exporter.export(
-        make_plan(session, exporting.options_of(args)),
+        plan,
         folder,
         forms,
         overwrite=args.overwrite,

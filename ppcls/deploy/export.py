@@ -81,6 +81,8 @@ def _write_openvino(folder: Path, plan: Plan) -> None:
     conversion.onnx_to_openvino(folder / f"{STEM}.onnx", folder / f"{STEM}.xml")
 
 
+# What runs from another form's files, and how.
+_SAME_FILES = {"openvino-bf16": ("openvino", "precision bfloat16")}
 # A form that needs more than the plan (such as images to calibrate with) is given to `export`.
 WRITERS: dict[str, Writer] = {
     "paddle": Writer(write=_write_paddle),
@@ -96,11 +98,16 @@ WRITERS: dict[str, Writer] = {
 def parse_formats(text: str, writers: Mapping[str, Writer] = WRITERS) -> list[str]:
     """Read "paddle,onnx" into forms, each once, in the order in which they are written.
 
+    "openvino-bf16" is "openvino", which computes in bfloat16 when it is told to; the log says so.
+
     Raises UserError for an unknown form, a package that is missing, or a Paddle that is too old.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in writers:
+    for position, name in enumerate(names):
+        if name in _SAME_FILES:
+            names[position], how = _SAME_FILES[name]
+            logger.info("%s: the files of %s; run them with %s", name, names[position], how)
+        elif name not in writers:
             hint = did_you_mean(name, writers) or f"; known: {', '.join(writers)}"
             raise UserError(f"--format: unknown format {name!r}{hint}")
     if not names:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import logging
 import sys
-import warnings
 from types import ModuleType
 from typing import Any
 
+from ppcls.deploy.telemetry import import_quietly
 from ppcls.utils.errors import UserError
 
 
@@ -44,22 +43,10 @@ def import_nncf(needed_by: str) -> ModuleType:
     return nncf
 
 
-def disable_telemetry() -> None:
-    """Let openvino and nncf find no `openvino_telemetry`, without which they report nothing.
-
-    Unless a user opted out, `import openvino` alone sends an event, and writes an identifier to the
-    home folder. To be called before the first import of either.
-    """
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-
-
 def _import(name: str, needed_by: str) -> ModuleType:
-    disable_telemetry()
     if name not in sys.modules and importlib.util.find_spec(name) is None:
         raise UserError(
             f"{needed_by}: expected the package {name!r}, found none; "
             "install it with: pip install 'hardnet-paddle[deploy]'"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of versions of torch and others that are not used here
-        return importlib.import_module(name)
+    return import_quietly(name)

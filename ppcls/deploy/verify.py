@@ -11,6 +11,7 @@ import numpy as np
 from ppcls.deploy.compiled import CompiledModel
 from ppcls.deploy.openvino_packages import openvino_core
 from ppcls.deploy.package import FORMS
+from ppcls.deploy.telemetry import import_quietly
 from ppcls.utils.errors import JobError
 
 Arrays = list[np.ndarray]
@@ -102,8 +103,7 @@ def _load_paddle(path: Path) -> Callable[[Arrays], Arrays]:
 
 
 def _load_onnx(path: Path) -> Callable[[Arrays], Arrays]:
-    import onnxruntime
-
+    onnxruntime = import_quietly("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

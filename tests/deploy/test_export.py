@@ -189,6 +189,10 @@ def test_formats(monkeypatch):
         parse_formats("paddle,x")
     with pytest.raises(UserError, match="expected at least one"):
         parse_formats(",")
+    monkeypatch.setattr(conversion, "check_packages", lambda names, what: None)
+    monkeypatch.setattr(programs, "has_pir", lambda: True)
+    assert parse_formats("openvino-bf16,onnx,openvino") == ["onnx", "openvino"]
+    monkeypatch.undo()
     monkeypatch.setattr(programs, "has_pir", lambda: True)
     monkeypatch.setattr(conversion.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"'paddle2onnx', found none; .*hardnet-paddle\[deploy\]"):

@@ -21,7 +21,6 @@ from ppcls.utils.errors import DataError, JobError, UserError
 
 if not all(map(importlib.util.find_spec, ("openvino", "nncf"))):
     pytest.skip("openvino or nncf is not installed", allow_module_level=True)
-openvino_packages.disable_telemetry()  # `importorskip` would import openvino with it
 
 import int8_nets  # noqa: E402
 
@@ -270,7 +269,7 @@ def test_nothing_is_reported_to_anyone(tmp_path):
         quantize.quantize(int8_nets.classifier(), int8_nets.images(2), lambda infer: 1.0,
                           max_drop=0.0, config=config)
     """
-    code = "from ppcls.deploy import openvino_packages as o\no.disable_telemetry()\n" + (
+    code = "from ppcls.deploy.telemetry import disable_telemetry as off\noff()\n" + (
         textwrap.dedent(code)
     )
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -69,6 +70,18 @@ def test_mistakes(workspace, weights, argv, text, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert found == 2 and error.count("\n") == 1 and text in error, error
     assert not (workspace / "inference").exists()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("nncf"), reason="needs nncf")
+def test_int8_without_images_writes_nothing(workspace, weights, capsys, monkeypatch):
+    monkeypatch.chdir(workspace)
+    import export_model
+
+    monkeypatch.setattr("ppcls.deploy.export.export", lambda *args, **options: pytest.fail())
+    argv = ["--format", "onnx,openvino-int8", "-o", "DataLoader.Train=null"]
+    argv = ["-c", str(running.DIGITS), "--checkpoint", str(weights), *argv]
+    assert export_model.main(argv) == 2
+    assert "DataLoader.Train: expected a section whose images" in capsys.readouterr().err
 
 
 def test_without_weights(workspace):

@@ -23,6 +23,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
 
 from _benchmark import networks  # noqa: E402
+from ppcls.deploy.telemetry import import_quietly  # noqa: E402
 
 Run = Callable[..., Any]  # takes what `networks.inputs` gives
 
@@ -157,8 +158,7 @@ def open_torch(spec: dict[str, Any]) -> Run:
 
 def open_onnx(spec: dict[str, Any]) -> Run:
     """An ONNX file in ONNX Runtime with its own defaults but for the threads."""
-    import onnxruntime
-
+    onnxruntime = import_quietly("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = spec["threads"]
     session = onnxruntime.InferenceSession(spec["path"], options, ["CPUExecutionProvider"])
@@ -168,8 +168,7 @@ def open_onnx(spec: dict[str, Any]) -> Run:
 
 def open_openvino(spec: dict[str, Any]) -> Run:
     """An ONNX file in OpenVINO, in float32."""
-    import openvino
-
+    openvino = import_quietly("openvino")
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from ppcls.deploy.package import FORMS, Manifest
 from ppcls.deploy.runtimes.base import Options, check_names, input_names, refused
+from ppcls.deploy.telemetry import import_quietly
 from ppcls.utils.errors import UserError
 from ppcls.utils.runtime import usable_cores
+
+onnxruntime = import_quietly("onnxruntime")
 
 
 class ONNXRuntime:

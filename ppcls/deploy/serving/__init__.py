@@ -9,6 +9,7 @@
     body.py       the bytes of a body, within limits of size, time and memory
     payload.py    from a body to image files: raw, JSON with base64, multipart
     images.py     what a file's header says, before anything is decoded
+    parts.py      how many parts a file has, before anything reads its header
     batcher.py    single images in, batches to the engine
     metrics.py    what /metrics shows
     connection.py, server.py    uvicorn with a limit for slow clients, and a shutdown without loss

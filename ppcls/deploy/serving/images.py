@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ppcls.deploy.serving.errors import RequestError
+from ppcls.deploy.serving.parts import too_many_parts
 
 # Pillow's names of the formats `tools/infer.py` takes (IMAGE_SUFFIXES).
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF")
@@ -38,10 +39,14 @@ def check_header(data: bytes, name: str, max_pixels: int, short: int = 0) -> Non
 
     Raises:
         RequestError: 415 for bytes that are no image of a known format, 400 for a damaged header
-            or an animation, 413 for more than `max_pixels` pixels, also after scaling.
+            or an animation, 413 for more than `max_pixels` pixels, also after scaling, and for a
+            file of so many parts that reading them would take minutes.
     """
     if not data:
         raise RequestError(400, f"{name}: expected an image, found no bytes")
+    most = too_many_parts(data)
+    if most is not None:
+        raise RequestError(413, f"{name}: expected a file of at most {most}, found more")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
