@@ -184,8 +184,9 @@ def results(request, make_workspace, dataset, short, weights):
         run = running.tool(folder, tool, *argv)
         return run, {path.name for path in folder.iterdir()} - before
 
-    wanted = (getattr(item, "callspec", None) for item in request.session.items)
-    chosen = {call.params["name"] for call in wanted if call and "name" in call.params}
+    own = [item for item in request.session.items if item.nodeid.startswith(request.node.nodeid)]
+    calls = [item.callspec.params for item in own if hasattr(item, "callspec")]
+    chosen = {params["name"] for params in calls if "name" in params}
     names = [name for name in (*CASES, *COMMANDS) if name in chosen]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         return dict(zip(names, pool.map(one, names), strict=True))
