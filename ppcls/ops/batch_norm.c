@@ -23,6 +23,9 @@ typedef struct {
     int (*thread_count)(void);
 } Threads;
 
+/* native.py has the same, and accepts this version only. Count up when either struct changes, or
+   what a function takes a member for: a library compiled before then is not used. */
+enum { VERSION = 1 };
 typedef struct {
     int64_t images, channels, pixels;
     float lower, upper; /* what the result is clipped to; infinite: not at all */
@@ -176,3 +179,5 @@ void ppcls_batch_norm_forward(const BatchNorm *norm, const Threads *threads) {
 void ppcls_batch_norm_backward(const BatchNorm *norm, const Threads *threads) {
     run(norm, threads, backward_channel);
 }
+
+int64_t ppcls_native_version(void) { return VERSION; }
