@@ -78,9 +78,11 @@ INLINE void measure(const BatchNorm *norm, int64_t channel) {
     const double mean = sum / count;
     for (int64_t n = 0; n < norm->images; n++)
         squares += sum_of_squares(first + n * image, pixels, (float)mean);
-    /* The mean in float32 is not the mean: take out what its rounding adds. */
+    /* The mean in float32 is not the mean: take out what its rounding adds. Where all is the same
+       value that leaves less than nothing. */
     const double rounding = mean - (float)mean;
-    const double variance = squares / count - rounding * rounding;
+    double variance = squares / count - rounding * rounding;
+    if (variance < 0) variance = 0;
     const double kept = norm->momentum;
     float *running_mean = norm->running_mean + channel;
     float *running_variance = norm->running_variance + channel;

@@ -110,6 +110,19 @@ def test_mean_far_from_zero():
     assert_close(run(norm, x, factors)[:1], wanted[:1], tolerance=1e-3)  # 1000 has 6e-5 of its own
 
 
+@pytest.mark.parametrize("value", [1e3, 1e6])
+def test_constant_channel(value):
+    """Rounding makes neither NaN nor a negative variance of it."""
+    generator = np.random.default_rng(0)
+    norm = nn.BatchNorm2D(1, momentum=0.0)
+    accelerate(norm)
+    for _ in range(50):
+        shape = (generator.integers(1, 8), 1, *generator.integers(2, 30, 2))
+        x = np.full(shape, value * (1 + generator.random()), np.float32)
+        found = norm(paddle.to_tensor(x)).numpy()
+        assert np.isfinite(found).all() and norm._variance.item() >= 0
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_stays_visible(bad):
     unit = make(4)
