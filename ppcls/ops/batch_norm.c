@@ -23,6 +23,9 @@ typedef struct {
     int (*thread_count)(void);
 } Threads;
 
+/* native.py has the same, and accepts this version only. Count up when either struct changes, or
+   what a function takes a member for: a library compiled before then is not used. */
+enum { VERSION = 1 };
 typedef struct {
     int64_t images, channels, pixels;
     float lower, upper; /* what the result is clipped to; infinite: not at all */
@@ -75,9 +78,11 @@ INLINE void measure(const BatchNorm *norm, int64_t channel) {
     const double mean = sum / count;
     for (int64_t n = 0; n < norm->images; n++)
         squares += sum_of_squares(first + n * image, pixels, (float)mean);
-    /* The mean in float32 is not the mean: take out what its rounding adds. */
+    /* The mean in float32 is not the mean: take out what its rounding adds. Where all is the same
+       value that leaves less than nothing. */
     const double rounding = mean - (float)mean;
-    const double variance = squares / count - rounding * rounding;
+    double variance = squares / count - rounding * rounding;
+    if (variance < 0) variance = 0;
     const double kept = norm->momentum;
     float *running_mean = norm->running_mean + channel;
     float *running_variance = norm->running_variance + channel;
@@ -176,3 +181,5 @@ void ppcls_batch_norm_forward(const BatchNorm *norm, const Threads *threads) {
 void ppcls_batch_norm_backward(const BatchNorm *norm, const Threads *threads) {
     run(norm, threads, backward_channel);
 }
+
+int64_t ppcls_native_version(void) { return VERSION; }

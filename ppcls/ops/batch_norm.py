@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from types import MethodType
 
 import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
+from paddle.nn import functional as F
 
 from ppcls.arch.backbone.hardnet_block import ConvBNAct
-from ppcls.arch.backbone.hardnet_plan import Activation
 from ppcls.ops import conv2d, dynamic, native
 from ppcls.ops.native import BatchNormCall, Native
 
 VARIABLE = "PPCLS_BATCH_NORM"
 Range = tuple[float, float]
-_CLIPPED_TO: dict[Activation, Range] = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+_CLIPPED_TO: dict[Callable, Range] = {F.relu: (0.0, math.inf), F.relu6: (0.0, 6.0)}
 _UNCLIPPED: Range = (-math.inf, math.inf)
 _AS_THEY_ARE = -1.0  # a momentum: the running statistics are used and stay
 
@@ -41,9 +42,14 @@ def accelerate_batch_norms(network: nn.Layer) -> conv2d.Accelerated:
     for norm in fast:
         norm.forward = MethodType(_forward, norm)
     for unit in layers:
-        if type(unit) is ConvBNAct and any(unit.norm is norm for norm in fast):
+        if type(unit) is ConvBNAct and is_accelerated(unit.norm):
             unit.forward = MethodType(_forward_unit, unit)
     return conv2d.Accelerated(len(fast), len(norms))
+
+
+def is_accelerated(layer: nn.Layer) -> bool:
+    """Whether the `forward` of this layer is the one put there to compute in C."""
+    return getattr(vars(layer).get("forward"), "__func__", None) is _forward
 
 
 def describe() -> str:
@@ -70,24 +76,32 @@ def _forward(self: nn.BatchNorm2D, x: paddle.Tensor) -> paddle.Tensor:
 
 
 def _forward_unit(self: ConvBNAct, x: paddle.Tensor) -> paddle.Tensor:
-    """The unit's `forward`: batch norm and activation in one where they can be."""
+    """The unit's `forward`: batch norm and activation in one where they can be.
+
+    Either may be another since: a norm converted to `nn.SyncBatchNorm`, an activation replaced.
+    """
     norm = self.norm
     x = self.conv(x)
+    clipped_to = _CLIPPED_TO.get(self.activate)
     has_hooks = norm._forward_pre_hooks or norm._forward_post_hooks
-    if has_hooks or not _can_run(norm, x):
+    if clipped_to is None or has_hooks or not (is_accelerated(norm) and _can_run(norm, x)):
         return self.activate(norm(x))
-    return _normalize(norm, x, _CLIPPED_TO[self.activation])
+    return _normalize(norm, x, clipped_to)
 
 
 def _can_run(norm: nn.BatchNorm2D, x: paddle.Tensor) -> bool:
     if not _is_plain(norm):  # another setting since
         return False
-    inputs = [x, norm.weight, norm.bias]
-    if not dynamic.can_run([*inputs, norm._mean, norm._variance]):
+    of_channels = [norm.weight, norm.bias, norm._mean, norm._variance]
+    if not dynamic.can_run([x, *of_channels]):
         return False
+    images, channels, height, width = x.shape
+    if any(tensor.shape != [channels] for tensor in of_channels):  # a mistake that Paddle explains
+        return False
+    if norm.training:
+        return images * height * width > 1  # Paddle returns a single value as it is
     # In evaluation mode a PyLayer would break the usual paddle.grad(loss, [images]).
-    is_expected = x.shape[1] == norm.weight.shape[0]
-    return is_expected and (norm.training or not dynamic.wants_gradient(inputs))
+    return not dynamic.wants_gradient([x, norm.weight, norm.bias])
 
 
 def _normalize(norm: nn.BatchNorm2D, x: paddle.Tensor, clipped_to: Range) -> paddle.Tensor:

@@ -9,8 +9,9 @@ Paddle's.
 
 It is for code that goes backward once through a graph, as this project's tools do; they alone ask
 for it. A second backward through the same graph ends the process inside Paddle, whatever the
-PyLayer; `paddle.grad` for some inputs only and second derivatives are an error. A network of
-`ppcls.arch` computes with Paddle's own convolutions until `accelerate_convolutions` is called.
+PyLayer; `paddle.grad` for some inputs only and second derivatives are an error; a gradient hook on
+the result of a layer is called, but Paddle ignores what it returns. A network of `ppcls.arch`
+computes with Paddle's own convolutions until `accelerate_convolutions` is called.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import paddle
 
 logger = logging.getLogger("ppcls")
 MODULE = "ppcls.ops._native"
+VERSION = 1  # of the C: the VERSION there
 
 
 class BatchNormCall(Structure):
@@ -40,14 +41,23 @@ class _Threads(Structure):
     _fields_ = [(name, c_void_p) for name in ("parallel", "thread_number", "thread_count")]
 
 
+class NativeError(Exception):
+    """The compiled operators are not those this package calls."""
+
+
 class Native:
     """The compiled operators.
 
-    Raises OSError or AttributeError when the library or the OpenMP runtime lacks something.
+    Raises OSError or AttributeError when the library or the OpenMP runtime lacks something, and
+    NativeError when the library was compiled from other C than this.
     """
 
     def __init__(self, path: str, openmp: ctypes.CDLL | None) -> None:
         functions = ctypes.CDLL(path)
+        version = functions.ppcls_native_version
+        version.argtypes, version.restype = [], c_int64
+        if version() != VERSION:
+            raise NativeError(f"expected version {VERSION} of the C, got {version()}")
         arguments = [POINTER(BatchNormCall), POINTER(_Threads)]
         self._forward = functions.ppcls_batch_norm_forward
         self._backward = functions.ppcls_batch_norm_backward
@@ -77,6 +87,6 @@ def load() -> Native | None:
     openmp = Path(paddle.__file__).parent / "libs" / "libiomp5.so"
     try:
         return Native(spec.origin, ctypes.CDLL(str(openmp)) if openmp.exists() else None)
-    except (OSError, AttributeError) as error:
-        logger.info("%s: not used: %s", MODULE, error)
+    except (OSError, AttributeError, NativeError) as error:
+        logger.info("%s: not used (install the package again to compile it): %s", MODULE, error)
         return None

@@ -110,6 +110,28 @@ def test_mean_far_from_zero():
     assert_close(run(norm, x, factors)[:1], wanted[:1], tolerance=1e-3)  # 1000 has 6e-5 of its own
 
 
+@pytest.mark.parametrize("value", [1e3, 1e6])
+def test_constant_channel(value):
+    """Rounding makes neither NaN nor a negative variance of it."""
+    generator = np.random.default_rng(0)
+    norm = nn.BatchNorm2D(1, momentum=0.0)
+    accelerate(norm)
+    for _ in range(50):
+        shape = (generator.integers(1, 8), 1, *generator.integers(2, 30, 2))
+        x = np.full(shape, value * (1 + generator.random()), np.float32)
+        found = norm(paddle.to_tensor(x)).numpy()
+        assert np.isfinite(found).all() and norm._variance.item() >= 0
+
+
+def test_single_value_as_paddle_does():
+    """One image of one pixel: Paddle returns it as it is, and leaves the statistics alone."""
+    norm = make(3).norm
+    x, factors = noise(1, 3, 1, 1).astype(np.float32), noise(1, 3, 1, 1, seed=1).astype(np.float32)
+    wanted = exact(norm, x, factors)
+    accelerate(norm)
+    assert_close(run(norm, x, factors), wanted)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_stays_visible(bad):
     unit = make(4)
@@ -155,6 +177,33 @@ def test_statistics_frozen_later():
     unit(paddle.to_tensor(noise(2, 3, 5, 5).astype(np.float32))).sum().backward()
     for tensor, old in zip(statistics(unit), before, strict=True):
         np.testing.assert_array_equal(tensor.numpy(), old)
+
+
+def test_norm_converted_later_is_called(monkeypatch):
+    unit = make(4)
+    accelerate(unit)
+    unit = nn.SyncBatchNorm.convert_sync_batchnorm(unit)
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda layer, x: paddle.full_like(x, 3))
+    found = unit(paddle.to_tensor(noise(2, 3, 5, 5).astype(np.float32)))
+    np.testing.assert_array_equal(found.numpy(), np.full((2, 4, 5, 5), 3, np.float32))
+
+
+def test_activation_replaced_later():
+    unit = make(4)
+    accelerate(unit)
+    unit.activate = nn.Tanh()
+    x = noise(2, 3, 5, 5).astype(np.float32)
+    factors = noise(2, 4, 5, 5, seed=1).astype(np.float32)
+    wanted = exact(unit, x, factors)
+    assert_close(run(unit, x, factors), wanted)
+
+
+def test_parameter_of_other_size_is_an_error():
+    unit = make(4)
+    accelerate(unit)
+    unit.norm.bias = unit.create_parameter([2])
+    with pytest.raises(ValueError, match="bias"):
+        unit(paddle.to_tensor(noise(2, 3, 5, 5).astype(np.float32)))
 
 
 def test_hooks_on_the_norm_are_called():

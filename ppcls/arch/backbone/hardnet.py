@@ -59,7 +59,8 @@ class HarDNet(nn.Layer):
         dropout: drop rate before the classifier; None takes the spec's.
         data_format: layout the network computes in. With "NHWC" the input may still be
             [N, C, H, W], as PaddleClas feeds every network, or [N, H, W, C].
-        recompute: trade time for memory in training: stem and blocks keep only their input.
+        recompute: trade time for memory in training: stem and blocks keep only their input (with
+            features_only the blocks alone).
         features_only: return the feature maps of `out_indices` instead of classifying.
         out_indices: which of the strides 4, 8, 16, 32, by position 0 to 3; None takes all.
 
