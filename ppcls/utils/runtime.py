@@ -89,7 +89,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what is freed for the next tensors, and say whether it does.
 
     Paddle on a CPU takes every tensor from `malloc`. glibc returns large ones to the system when
-    they are freed, and each new one costs a page fault every 4 kB: a quarter of a training step.
+    they are freed, and each new one costs a page fault every 4 kB.
     Kept memory is at most what the process has held at its peak. What the user set in the
     environment stays: `MALLOC_MMAP_MAX_`, `GLIBC_TUNABLES`...
     """
