@@ -59,8 +59,7 @@ class HarDNet(nn.Layer):
         dropout: drop rate before the classifier; None takes the spec's.
         data_format: layout the network computes in. With "NHWC" the input may still be
             [N, C, H, W], as PaddleClas feeds every network, or [N, H, W, C].
-        recompute: trade time for memory in training: stem and blocks keep only their input (with
-            features_only the blocks alone).
+        recompute: trade time for memory in training: stem and blocks keep only their input.
         features_only: return the feature maps of `out_indices` instead of classifying.
         out_indices: which of the strides 4, 8, 16, 32, by position 0 to 3; None takes all.
 
@@ -161,11 +160,15 @@ class HarDNet(nn.Layer):
 
     def _run_stem(self, x: paddle.Tensor) -> paddle.Tensor:
         """The largest maps of all: with `recompute` they are not kept either."""
+
+        def run(x: paddle.Tensor) -> paddle.Tensor:
+            for layer in self.stem:
+                x = layer(x)
+            return x
+
         if self.recompute and self.training and paddle.in_dynamic_mode():
-            return recomputed(self.stem, nn.Sequential(*self.stem), x)
-        for layer in self.stem:
-            x = layer(x)
-        return x
+            return recomputed(self.stem, run, x)
+        return run(x)
 
     def forward_head(self, x: paddle.Tensor) -> paddle.Tensor:
         """Map the last map to logits [N, class_num], or pooled features [N, num_features]."""
@@ -174,9 +177,10 @@ class HarDNet(nn.Layer):
     def forward_intermediates(self, x: paddle.Tensor) -> list[paddle.Tensor]:
         """Map images [N, C, H, W] to the maps `feature_info` lists, in the layout computed in."""
         wanted = [feature.unit for feature in self._pyramid]
-        x = self._prepare(x)
-        maps = []
-        for index, layer in enumerate(self.base[: wanted[-1] + 1]):
+        x = self._run_stem(self._prepare(x))
+        maps = []  # none is of the stem, whose next unit is a block of the same stride
+        layers = self.base[self._stem_length : wanted[-1] + 1]
+        for index, layer in enumerate(layers, self._stem_length):
             x = layer(x)
             if index in wanted:
                 maps.append(x)

@@ -51,7 +51,6 @@ class ConvBNAct(nn.Layer):
             data_format=data_format,
         )
         self.norm = batch_norm(unit.out_channels, data_format)
-        self.activation: Activation = unit.activation
         self.activate = _ACTIVATIONS[unit.activation]
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
