@@ -36,11 +36,19 @@ _KEPT = ("transform_ops", "batch_transform_ops", "on_error")
 
 @dataclass(frozen=True)
 class OwnImages:
-    """Where the images are. `val` is None when some of those in `train` are held out."""
+    """Where the images are. `val` is None when some of those in `train` are held out.
+
+    images: paths of those in `train`, by class. val_count: images in `val`.
+    """
 
     train: Path
     val: Path | None
-    class_names: list[str]
+    images: dict[str, list[str]]
+    val_count: int = 0
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.images)
 
 
 def with_own_images(recipe: Recipe) -> Recipe:
@@ -109,7 +117,8 @@ def find_images(folder: str) -> OwnImages:
             f"{root}: expected a folder 'train' with classes beside {val.name!r}, found none"
         )
     train = root / "train" if has_train else root
-    names = list(images_by_class(train))
+    images = images_by_class(train)
+    names = list(images)
     if len(names) < 2:
         raise DataError(
             f"{train}: expected at least 2 classes, a folder each, found {shown(names)}"
@@ -117,12 +126,12 @@ def find_images(folder: str) -> OwnImages:
     for name in names:
         _check_text(train, name)
     if val is None or not has_train:
-        return OwnImages(train, None, names)
+        return OwnImages(train, None, images)
     counts = {name: len(paths) for name, paths in images_by_class(val, names).items()}
     lacking = [name for name, count in counts.items() if not count]
     if lacking:
         logger.warning("%s: no images of the classes %s", val, shown(lacking))
-    return OwnImages(train, val, names)
+    return OwnImages(train, val, images, sum(counts.values()))
 
 
 def _holds_folders(folder: Path) -> bool:
@@ -153,19 +162,17 @@ def _with_dataset(
 
 def _log(found: OwnImages, recipe: Recipe) -> None:
     """Say what was found, and how it is split."""
-    classes = images_by_class(found.train)
-    total = sum(map(len, classes.values()))
+    total = sum(map(len, found.images.values()))
     if found.val is None:
         fraction, seed = recipe.Global.val_fraction, recipe.Global.val_seed
-        held = sum(len(held_out(n, paths, fraction, seed)) for n, paths in classes.items())
+        held = sum(len(held_out(n, paths, fraction, seed)) for n, paths in found.images.items())
         split = f"{total - held} to train with and {held} held out"
     else:
-        held = sum(map(len, images_by_class(found.val, found.class_names).values()))
-        split = f"{total} to train with and {held} in {found.val}"
+        split = f"{total} to train with and {found.val_count} in {found.val}"
     logger.info(
         "%s: %d classes (%s), images: %s",
         found.train,
-        len(classes),
+        len(found.images),
         shown(found.class_names),
         split,
     )
