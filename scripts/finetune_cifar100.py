@@ -135,7 +135,7 @@ def make_network(args: argparse.Namespace, arch: str, resumed: Any) -> Any:
         # What is only evaluated must bring its classifier along.
         load_pretrained(network, arch, pretrained, new_head=not args.evaluate)
     accelerate(network)  # concerns CPUs
-    runtime.keep_freed_memory()
+    runtime.settle_memory(thrifty=False)
     return network
 
 

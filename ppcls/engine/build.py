@@ -133,10 +133,7 @@ def make_fast(session: Session, model: nn.Layer) -> nn.Layer:
         if session.device == "cpu":
             for line in accelerate(model):
                 logger.info("%s", line)
-            if session.recipe.Arch.get("recompute"):  # memory counts more than time
-                runtime.return_freed_memory()
-            else:
-                runtime.keep_freed_memory()
+            runtime.settle_memory(thrifty=bool(session.recipe.Arch.get("recompute")))
         return model
     spec = [paddle.static.InputSpec([None, *config.image_shape], "float32")]
     return paddle.jit.to_static(model, input_spec=spec, full_graph=True)

@@ -104,6 +104,14 @@ def return_freed_memory() -> bool:
     return _tune_malloc({_MMAP_THRESHOLD: 2**20, _TRIM_THRESHOLD: 2**20})
 
 
+def settle_memory(*, thrifty: bool) -> None:
+    """Choose between time, the default of the tools on a CPU, and memory."""
+    if thrifty:
+        return_freed_memory()
+    else:
+        keep_freed_memory()
+
+
 def _tune_malloc(values: dict[int, int]) -> bool:
     is_chosen = any(name.startswith("MALLOC_") for name in os.environ)
     mallopt = None if sys.platform == "win32" else getattr(ctypes.CDLL(None), "mallopt", None)

@@ -128,10 +128,7 @@ def open_ours(spec: dict[str, Any]) -> PaddleStep:
 
     model = create_model(spec["network"], class_num=CLASSES, recompute=spec["recompute"])
     accelerate(model)
-    if spec["recompute"]:
-        runtime.return_freed_memory()
-    else:
-        runtime.keep_freed_memory()
+    runtime.settle_memory(thrifty=spec["recompute"])
     return PaddleStep(model, spec["shape"])
 
 
