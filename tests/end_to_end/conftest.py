@@ -110,25 +110,17 @@ def weights(trained) -> Path:
 
 @pytest.fixture(scope="session")
 def frozen(tmp_path_factory):
-    """A script that runs a tool on networks whose batch norm keeps its statistics.
-
-    Each rank's batch norm sees only its own samples; without that, gradients must agree exactly.
-    """
+    """A script that runs a tool on networks whose batch norm keeps its statistics."""
     path = tmp_path_factory.mktemp("frozen") / "frozen.py"
     path.write_text(
         textwrap.dedent(f"""\
             import runpy, sys
-            sys.path[:0] = [{str(running.ROOT)!r}, {str(running.ROOT / "tools")!r}]
+            sys.path[:0] = {running.PYTHONPATH!r}
             from ppcls.utils import runtime
             runtime.import_paddle()
-            from paddle import nn
-            from ppcls.arch.backbone import hardnet_block
+            import frozen_norm
 
-            def batch_norm(channels, data_format):
-                options = {{"data_format": data_format, "use_global_stats": True}}
-                return nn.BatchNorm2D(channels, momentum=0.9, epsilon=1e-5, **options)
-
-            hardnet_block.batch_norm = batch_norm
+            frozen_norm.freeze()
             sys.argv = sys.argv[1:]
             runpy.run_path(sys.argv[0], run_name="__main__")
             """)

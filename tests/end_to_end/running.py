@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "HarDNet"
 DIGITS = CONFIGS / "HarDNet39_ds_digits.yaml"
 TRAIN, EVAL = ROOT / "tools" / "train.py", ROOT / "tools" / "eval.py"
+# For scripts of the tests' own that run a tool.
+PYTHONPATH = [str(folder) for folder in (ROOT, ROOT / "tools", Path(__file__).parent)]
 TIMEOUT = 240  # seconds, far more than any run takes
 
 

@@ -21,7 +21,7 @@ def recorder(tmp_path_factory):
     path.write_text(
         textwrap.dedent(f"""\
             import json, runpy, sys
-            sys.path[:0] = [{str(running.ROOT)!r}, {str(running.ROOT / "tools")!r}]
+            sys.path[:0] = {running.PYTHONPATH!r}
             from ppcls.utils import distributed, runtime
             runtime.import_paddle()
             from ppcls.data.loader import Loader
